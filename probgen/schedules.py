@@ -1,0 +1,88 @@
+"""Schedules are values: functions of the step that a loss or an optimizer reads inside the compiled step.
+
+They use nothing but arithmetic that NumPy, PyTorch and JAX share, so one schedule serves every backend and is
+never frozen by a trace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A function of the step number (counted from 0), which may be a traced scalar."""
+
+    def __call__(self, step: Any) -> Any: ...
+
+
+def _clip01(u: Any) -> Any:
+    """min(max(u, 0), 1) from |·| alone, so that it is the same expression on every array library."""
+    return (abs(u) - abs(u - 1) + 1) / 2
+
+
+@dataclass(frozen=True)
+class Linear:
+    """start + (end − start) · min(step / steps, 1)."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: Any) -> Any:
+        """The value at `step`."""
+        return self.start + (self.end - self.start) * _clip01(step / self.steps)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """end + (start − end) · ½(1 + cos(π · min(step / steps, 1)))  (Loshchilov & Hutter, arXiv:1608.03983)."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: Any) -> Any:
+        """The value at `step`."""
+        angle = math.pi * _clip01(step / self.steps)
+        return self.end + (self.start - self.end) * (1 + _cos(angle)) / 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A staircase: `start` times `factor` at each of the `milestones` passed."""
+
+    start: float
+    factor: float
+    milestones: tuple[int, ...]
+
+    def __call__(self, step: Any) -> Any:
+        """The value at `step`."""
+        value = self.start
+        for milestone in self.milestones:
+            passed = _clip01(step - milestone + 1)  # whole steps: 0 before the milestone, 1 from it on
+            value = value * (1 + (self.factor - 1) * passed)
+        return value
+
+
+def _cos(angle: Any) -> Any:
+    """cos, whoever owns the array."""
+    if isinstance(angle, float | int):
+        return math.cos(angle)
+    owner = type(angle).__module__.partition(".")[0]
+    if owner == "torch":
+        return angle.cos()
+    if owner == "numpy":
+        import numpy
+
+        return numpy.cos(angle)
+    import jax.numpy
+
+    return jax.numpy.cos(angle)
+
+
+def value_at(value: float | Schedule, step: Any) -> Any:
+    """`value` itself, or what it says at `step` when it is a schedule."""
+    return value(step) if callable(value) else value
