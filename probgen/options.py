@@ -57,9 +57,7 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> No
     known = tuple(known)
     for name in given:
         if name not in known:
-            raise ProbgenError(
-                f"{owner} has no option `{name}`{did_you_mean(name, known) or '; it takes none'}"
-            )
+            raise ProbgenError(f"{owner} has no option `{name}`{did_you_mean(name, known) or '; it takes none'}")
 
 
 def _checked(owner: str, option: Option, value: Any) -> Any:

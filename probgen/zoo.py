@@ -58,9 +58,7 @@ def load(name_or_path: str | Path, data: Any = None, seed: int = 0, **options: A
     return build(name_or_path, spec, seed, options)
 
 
-def build(
-    name_or_path: str | Path, spec: Any, seed: int = 0, options: Mapping[str, Any] | None = None
-) -> Program:
+def build(name_or_path: str | Path, spec: Any, seed: int = 0, options: Mapping[str, Any] | None = None) -> Program:
     """What `load` does, from the `spec` of the arrays instead of the arrays."""
     path, options = find(name_or_path), dict(options or {})
     with _forked_generators(seed, path), _beside(path):
@@ -172,9 +170,7 @@ def _where(path: Path, error: BaseException) -> str:
 def _from_top_level(module: types.ModuleType, path: Path) -> Program:
     parts = {name: getattr(module, name) for name in _TOP_LEVEL if hasattr(module, name)}
     if "model" not in parts:
-        raise ProbgenError(
-            f"{path} holds no model: define `program(spec, ...) -> Program`, or `model` (and `guide`)"
-        )
+        raise ProbgenError(f"{path} holds no model: define `program(spec, ...) -> Program`, or `model` (and `guide`)")
     return Program(**parts)
 
 

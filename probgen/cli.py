@@ -1,0 +1,424 @@
+"""The command line: `probgen list | show | check | fit | resume | sample | posterior | evaluate | report`.
+
+Each command reads its words, calls one verb, and prints where the result lies. Nothing heavy is imported before a
+command needs it. A mistake is one line on stderr and exit status 2; Ctrl-C exits 130, SIGTERM 143.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from probgen.errors import ProbgenError, did_you_mean
+from probgen.parsing import CommandLine, called, help_of
+from probgen.program import Program, backend_of
+from probgen.schedules import Cosine, Linear, Steps
+from probgen.zoo import list_models, load, options_of
+
+if TYPE_CHECKING:
+    from probgen.run import Run
+
+    from probgen.data import Data
+
+_RECIPE: dict[str, tuple[Any, str]] = {
+    "epochs": (int, "passes over the training rows"),
+    "steps": (int, "gradient steps, instead of epochs"),
+    "batch_size": (int | None, "rows a step; null for all of them (default: 128)"),
+    "lr": (float | dict, "learning rate, or a mapping by player (default: 1e-3)"),
+    "optimizer": (str | dict, "its name, or a mapping by player (default: adam)"),
+    "schedule": (str, "factor on the learning rate by step, e.g. 'Cosine(1, 0, 5000)'"),
+    "clip": (float, "largest norm of the gradient"),
+    "ema": (float, "decay of the averaged weights, e.g. 0.999"),
+    "patience": (int, "stop after this many epochs without a better validation loss"),
+    "device": (str, "auto, cpu, cuda or cuda:1 (default: auto)"),
+    "precision": (Literal["32", "64", "bf16-mixed"], "of the floats (default: 32)"),
+    "compile": (bool | Literal["auto"], "trace and compile the step (default: auto)"),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word after `probgen`: what it takes first, what it does, and the function that does it."""
+
+    takes: str
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does, checkpoint included."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        return _dispatch(words)
+    except ProbgenError as error:
+        print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # `probgen list | head`
+        sys.stderr.close()
+        return 141
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        print(f"probgen {version('probgen')}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ProbgenError(f"there is no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+    try:
+        return COMMANDS[words[0]].run(words[1:])
+    except SystemExit as done:  # --help has printed
+        if done.code not in (0, None):
+            raise
+        return 0
+
+
+def _help() -> str:
+    lines = [f"  {name + ' ' + command.takes:<17} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: probgen COMMAND ...",
+            "",
+            "Deep generative models written as probabilistic programs, on Pyro and NumPyro.",
+            "",
+            *lines,
+            "",
+            "MODEL is a name from `probgen list` or a .py file of your own; RUN is the folder of a run.",
+            "`probgen COMMAND --help` tells a command's options, `probgen fit vae --help` the model's too.",
+            "",
+            "Start here:  probgen fit vae --data digits --z_dim 2 --out runs/vae",
+        ]
+    )
+
+
+# Models
+
+
+def _list(words: list[str]) -> int:
+    _line("list").parse(words)
+    found = list_models()
+    width = max((len(model.name) for model in found), default=0)
+    for family in dict.fromkeys(model.family for model in found):
+        print(family)
+        for model in found:
+            if model.family == family:
+                print(f"  {model.name:<{width}}  {model.summary}")
+    return 0
+
+
+def _show(words: list[str]) -> int:
+    model, words = _leading("show", words)
+    line = _model_line("show", model)
+    line.add("--dot", str, "write the plate diagram to this file, as graphviz source")
+    _add_model_options(line, model)
+    given = line.parse(words)
+    data, program = _loaded(model, given)
+    from probgen.show import show
+
+    description = show(program, data)
+    print(description)
+    if "dot" in given:
+        Path(given["dot"]).write_text(description.dot, encoding="utf-8")
+        print(f"\n{given['dot']}")
+    return 0
+
+
+def _check(words: list[str]) -> int:
+    model, words = _leading("check", words)
+    line = _model_line("check", model)
+    _add_model_options(line, model)
+    given = line.parse(words)
+    data, program = _loaded(model, given)
+    from probgen.check import check
+
+    verdicts = []
+    for verdict in check(program, data, seed=given.get("seed", 0)):
+        print(verdict, flush=True)
+        verdicts.append(verdict.passed)
+    held, broken = verdicts.count(True), verdicts.count(False)
+    print(f"\n{held} hold, {broken} broken, {verdicts.count(None)} do not apply")
+    return 1 if broken else 0
+
+
+def _fit(words: list[str]) -> int:
+    model, words = _leading("fit", words)
+    line = _model_line("fit", model)
+    line.add("--by", str, "the loss, e.g. iwae or 'IWAE(num_particles=5)' (default: the model's)")
+    for name, (annotation, text) in _RECIPE.items():
+        line.add(f"--{name}", annotation, text, "recipe (where you are silent, the model's own)")
+    line.add("--out", str, "the run's folder (default: runs/MODEL-N)")
+    _add_ending(line)
+    _add_model_options(line, model)
+    given = line.parse(words)
+    data, program = _loaded(model, given)
+    recipe = {name: given[name] for name in _RECIPE if name in given}
+    if "by" in given:
+        recipe["by"] = called(given["by"], _losses(program), "loss")
+    if "schedule" in given:
+        recipe["schedule"] = called(given["schedule"], _schedules(), "schedule")
+    from probgen.fit import fit
+
+    out = Path(given["out"]) if "out" in given else _next_folder(program.origin.name)
+    run = fit(program, data, out=out, seed=given.get("seed", 0), **recipe)
+    return _ending(run, data, given)
+
+
+def _resume(words: list[str]) -> int:
+    path, words = _leading("resume", words)
+    line = _line(f"resume {path or 'RUN'}")
+    line.add("--data", str, "the data, where they have moved")
+    _add_ending(line)
+    given = line.parse(words)
+    from probgen.fit import resume
+
+    run = resume(Path(path), data=_data(given["data"]) if "data" in given else None)
+    return _ending(run, run.data, given)
+
+
+def _add_ending(line: CommandLine) -> None:
+    line.add("--no-report", bool, "stop after fitting: no evaluation, no report")
+    line.add("--k", int, "importance samples of the evaluation (default: 1000)")
+
+
+def _ending(run: Run, data: Data, given: dict[str, Any]) -> int:
+    """After a fit: honest numbers on the test rows, and the report."""
+    if given.get("no_report"):
+        print(run.path)
+        return 0
+    if len(data.test):
+        _print_numbers(run.evaluate(data.test, k=given.get("k", 1000)), f"{len(data.test)} test rows")
+    else:
+        print("the data have no test rows: nothing to evaluate on")
+    print(run.report())
+    return 0
+
+
+# Runs
+
+
+def _sample(words: list[str]) -> int:
+    path, words = _leading("sample", words)
+    line = _line(f"sample {path or 'RUN'}")
+    line.add("-n --number", int, "how many draws (default: 64)")
+    line.add("--seed", int, "of the draws (default: 0)")
+    line.add("--given", str, "values of arrays that the model is given, e.g. 'y=3'")
+    line.add("--prior", bool, "take global latents from the model, not from the posterior")
+    line.add("--out", str, "the file of the draws (default: RUN/samples.npz)")
+    options = line.parse(words)
+    run, number = _opened(path), options.get("number", 64)
+    values = run.sample(
+        number,
+        seed=options.get("seed", 0),
+        given=_assignments(options["given"]) if "given" in options else None,
+        prior=options.get("prior", False),
+    )
+    out = Path(options.get("out", Path(path) / "samples.npz"))
+    _save_arrays(out, values)
+    for name, value in values.items():
+        print(f"{name}: {' x '.join(str(n) for n in value.shape)}")
+    print(out)
+    return 0
+
+
+def _posterior(words: list[str]) -> int:
+    path, words = _leading("posterior", words)
+    line = _rows_line("posterior", path)
+    line.add("--draws", int, "draws a row (default: 100)")
+    line.add("--rows", int, "at most this many rows (default: 1000)")
+    given = line.parse(words)
+    run = _opened(path)
+    rows, _ = _rows(run, given)
+    tree = run.posterior(rows, **{name: given[name] for name in ("draws", "rows", "seed") if name in given})
+    for name, group in tree.children.items():
+        print(f"{name}: {', '.join(str(variable) for variable in group.data_vars)}")
+    print(Path(path) / "posterior.nc")
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    path, words = _leading("evaluate", words)
+    line = _rows_line("evaluate", path)
+    line.add("--k", int, "importance samples (default: 1000)")
+    given = line.parse(words)
+    run = _opened(path)
+    rows, name = _rows(run, given)
+    _print_numbers(run.evaluate(rows, **{k: given[k] for k in ("k", "seed") if k in given}), name)
+    print(Path(path) / "evaluation.json")
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    path, words = _leading("report", words)
+    _line(f"report {path or 'RUN'}").parse(words)
+    print(_opened(path).report())
+    return 0
+
+
+COMMANDS = {
+    "list": Command("", "the models of the zoo", _list),
+    "show": Command("MODEL", "a program's sites, shapes and plates, its factorisation, its diagram", _show),
+    "check": Command("MODEL", "the laws on a program: a tick, or one sentence with the cure", _check),
+    "fit": Command("MODEL", "train a program on data, evaluate it, write a report", _fit),
+    "resume": Command("RUN", "go on with a fit that was stopped", _resume),
+    "sample": Command("RUN", "draw from the trained program", _sample),
+    "posterior": Command("RUN", "draw the latents of rows, as ArviZ groups", _posterior),
+    "evaluate": Command("RUN", "likelihood and diagnostics on held-out rows, with errors", _evaluate),
+    "report": Command("RUN", "write report.html again", _report),
+}
+
+
+# What commands share
+
+
+def _line(words: str) -> CommandLine:
+    """The command line of `probgen WORDS`, without options yet."""
+    summary = COMMANDS[words.partition(" ")[0]].summary
+    return CommandLine(f"probgen {words}", summary[0].upper() + summary[1:] + ".")
+
+
+def _leading(command: str, words: list[str]) -> tuple[str, list[str]]:
+    """The model or the run, which comes first, and the words after it; "" where help alone is asked for."""
+    if words and words[0] in ("-h", "--help"):
+        return "", ["--help"]
+    takes = COMMANDS[command].takes
+    if not words or words[0].startswith("-"):
+        example = "vae --data digits" if takes == "MODEL" else "runs/vae"
+        raise ProbgenError(f"probgen {command} wants a {takes} first, e.g. `probgen {command} {example}`")
+    return words[0], words[1:]
+
+
+def _model_line(command: str, model: str) -> CommandLine:
+    line = _line(f"{command} {model or 'MODEL'}")
+    line.add_config()
+    line.add("--data", str, "a name (digits, ring, ...), a file, a folder, or hf:NAME")
+    line.add("--seed", int, "of the weights, the order of the data and every draw (default: 0)")
+    return line
+
+
+def _add_model_options(line: CommandLine, model: str) -> None:
+    if model:
+        factory, options = options_of(model)
+        line.add_options(f"options of {Path(model).name}", options, help_of(factory))
+
+
+def _rows_line(command: str, path: str) -> CommandLine:
+    line = _line(f"{command} {path or 'RUN'}")
+    line.add("--data", str, "other data than the run was fitted on")
+    line.add("--split", Literal["train", "valid", "test"], "which rows (default: test)")
+    line.add("--seed", int, "of the draws (default: 0)")
+    return line
+
+
+def _data(source: str) -> Data:
+    from probgen.data import load_data
+
+    return load_data(source)
+
+
+def _loaded(model: str, given: dict[str, Any]) -> tuple[Data, Program]:
+    """The data that `--data` names, and the program built for them."""
+    if "data" not in given:
+        raise ProbgenError("say which data with --data, e.g. --data digits, --data ring or --data my.npz")
+    data = _data(given["data"])
+    return data, load(model, data, seed=given.get("seed", 0), **given["model"])
+
+
+def _losses(program: Program) -> dict[str, Any]:
+    """What `--by` can name: the losses of the program's own backend, and the schedules they may take."""
+    backend = backend_of(program)
+    public = {name: getattr(backend, name) for name in dir(backend) if not name.startswith("_")}
+    return {n: v for n, v in public.items() if hasattr(v, "players")} | _schedules()
+
+
+def _schedules() -> dict[str, Any]:
+    return {"Linear": Linear, "Cosine": Cosine, "Steps": Steps}
+
+
+def _next_folder(name: str) -> Path:
+    """runs/NAME-N for the first N that no folder has."""
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name}-{n}").exists())
+
+
+def _opened(path: str) -> Run:
+    from probgen.run import Run
+
+    return Run.open(Path(path))
+
+
+def _rows(run: Run, given: dict[str, Any]) -> tuple[Any, str]:
+    """The rows that `--data` and `--split` name, with words for them."""
+    data = _data(given["data"]) if "data" in given else run.data
+    if data is None:
+        raise ProbgenError("the data of this run cannot be found again: say where they lie, with --data")
+    split = given.get("split", "test")
+    rows = getattr(data, split)
+    if not len(rows):
+        raise ProbgenError(f"the data have no {split} rows: choose others, with --split")
+    return rows, f"{len(rows)} {split} rows"
+
+
+def _assignments(text: str) -> dict[str, Any]:
+    """`y=3` or `y=3,w=[0.1,0.2]` as a mapping of plain values."""
+    try:
+        call = ast.parse(f"given({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not call.keywords:
+            raise ValueError
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ProbgenError(f"--given must be like 'y=3' or 'y=3, w=[0.1, 0.2]', not {text!r}") from None
+
+
+def _save_arrays(path: Path, values: dict[str, Any]) -> None:
+    import numpy as np
+
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "wb") as file:
+        np.savez(file, **values)
+    temporary.replace(path)
+
+
+def _print_numbers(numbers: dict[str, Any], title: str) -> None:
+    """A table of the numbers with their standard errors, and what is to be said about them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("", style="bold")
+    table.add_column("value", justify="right")
+    table.add_column("± s.e.", justify="right")
+    for name, value in numbers.items():
+        if isinstance(value, int | float) and not name.endswith("_se"):
+            error = numbers.get(f"{name}_se")
+            table.add_row(name, f"{value:.4g}", "" if error is None else f"{error:.2g}")
+    console = Console()
+    console.print(table)
+    for note in numbers.get("notes", ()):
+        console.print(note)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
