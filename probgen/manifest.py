@@ -58,10 +58,9 @@ class Manifest:
         hashes = {n: tuple(h) if isinstance(h, list) else (h,) for n, h in files.items()}
         for name in (*hashes, *checkpoints.values()):
             check_name(name, path)
-        known = all(name in hashes for name in checkpoints.values())
-        if not known or not all(
-            _is_hash(h) for h in (*checkpoints, *sum(hashes.values(), ())) if h is not None
-        ):
+        every = [*checkpoints, *(sha for one in hashes.values() for sha in one if sha is not None)]
+        listed = all(name in hashes for name in checkpoints.values())
+        if not listed or not all(hashes.values()) or not all(map(_is_hash, every)):
             raise _damaged(path)
         return cls(hashes, checkpoints)
 

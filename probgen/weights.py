@@ -46,7 +46,7 @@ def load(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     try:
         arrays = {name: np.array(value) for name, value in parse(data).items()}
     except (SafetensorError, KeyError, ValueError, OverflowError) as error:
-        what = "is empty" if not data else f"is not a whole safetensors file ({error})"
+        what = "is empty" if not data else f"is not a whole safetensors file ({str(error)[:120]})"
         raise ProbgenError(f"{path} {what}: restore it from a copy, or fit again") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return arrays, header.get("__metadata__", {}).get("note")
