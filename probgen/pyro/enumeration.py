@@ -1,0 +1,144 @@
+"""Discrete latents summed out exactly: in the model by message passing, in the guide by an exact expectation.
+
+    log p(x, z) = log Σ_y p(x, y, z),        E_q[c] = Σ_y q(y | x) c(y)
+
+The contraction is Pyro's own; what is added is that a data plate can be kept as an axis (one number per datum), and
+an expectation without data-dependent shapes, which a traced graph can hold.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+
+from probgen.errors import ProbgenError
+
+
+def enumerated_traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, max_plate_nesting: int
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Model and guide traces with every site marked "parallel" enumerated along dimensions left of the plates."""
+    guide = EnumMessenger(first_available_dim=-1 - max_plate_nesting)(guide)
+    model = EnumMessenger()(model)  # goes on where the guide's dimensions end
+    return get_importance_trace("flat", max_plate_nesting, model, guide, args, kwargs)
+
+
+def expected_terms(p: poutine.Trace, q: poutine.Trace) -> dict[str, Tensor]:
+    """The ELBO's terms (scaled sums), with the model's marked latents summed out and the guide's averaged over.
+
+    Sites that meet at an enumerated latent of the model share one term, named after its data.
+    """
+    q.pack_tensors()
+    p.pack_tensors(q.plate_to_symbol)
+    costs, ordering = _costs(p, q)
+    weights = [
+        (ordering[name], site["packed"]["unscaled_log_prob"])
+        for name, site in q.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("_enumerate_dim") is not None
+    ]
+    terms: dict[str, Tensor] = {}
+    for ordinal, name, cost in costs:
+        upstream = [w for t, w in weights if t <= ordinal]
+        value = _expectation(cost, upstream)
+        terms[name] = terms[name] + value if name in terms else value
+    return terms
+
+
+def _costs(p: poutine.Trace, q: poutine.Trace) -> tuple[list[tuple[frozenset, str, Tensor]], dict]:
+    """(ordinal, name, packed log density) of each term: log p per site, log marginals, −log q per site."""
+    marginal_costs, log_factors, ordering, sum_dims, scale = _compute_model_factors(p, q)
+    names = {id(s["packed"]["log_prob"]): n for n, s in p.nodes.items() if s["type"] == "sample"}
+    costs = [(t, names[id(c)], c) for t, terms in marginal_costs.items() for c in terms]
+    if log_factors:
+        name = marginal_name(p, q)
+        with shared_intermediates() as cache:
+            tree = contract_tensor_tree(log_factors, sum_dims, cache=cache)
+        costs += [(t, name, packed.scale_and_mask(c, scale=scale)) for t, terms in tree.items() for c in terms]
+    for name, site in q.nodes.items():
+        if site["type"] == "sample":
+            costs.append((ordering[name], name, packed.neg(site["packed"]["log_prob"])))
+    return costs, ordering
+
+
+def marginal_name(p: poutine.Trace, q: poutine.Trace) -> str:
+    """The name of the marginal term: the observed site that the enumerated latents explain."""
+    enumerated = [
+        n
+        for n, s in p.nodes.items()
+        if s["type"] == "sample" and s["infer"].get("_enumerate_dim") is not None and n not in q.nodes
+    ]
+    after = list(p.nodes)[list(p.nodes).index(enumerated[0]) :]
+    observed = [n for n in after if p.nodes[n]["type"] == "sample" and p.nodes[n]["is_observed"]]
+    return observed[0] if observed else enumerated[0]
+
+
+def _expectation(cost: Tensor, log_weights: list[Tensor]) -> Tensor:
+    """Σ_y Π q(y) · cost(y) over the guide's enumerated dimensions, where the weight is positive."""
+    linked, dims = [], set(cost._pyro_dims)
+    pending = list(log_weights)
+    while True:  # the weights that share an enumerated dimension with the cost, also through one another
+        found = [w for w in pending if dims & set(w._pyro_dims)]
+        if not found:
+            break
+        linked += found
+        pending = [w for w in pending if not any(w is f for f in found)]
+        dims |= {d for w in found for d in w._pyro_dims}
+    if not linked:
+        return cost.sum()
+    equation = (
+        ",".join(w._pyro_dims for w in linked)
+        + "->"
+        + "".join(d for d in cost._pyro_dims if any(d in w._pyro_dims for w in linked))
+    )
+    weight = torch.einsum(equation, *[w.exp() for w in linked])
+    weight._pyro_dims = equation.partition("->")[2]
+    cost, weight = packed.broadcast_all(cost, weight)
+    return torch.where(weight > 0, weight * cost, torch.zeros_like(cost)).sum()
+
+
+def marginal_per_datum(p: poutine.Trace, q: poutine.Trace, data_plates: tuple[str, ...], rows: int) -> Tensor:
+    """log Σ_y p(x_n, y, z_n) per datum [rows], unscaled: the data plate stays, everything else is reduced."""
+    for trace in (p, q):
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                site["scale"] = 1.0
+                site.pop("log_prob", None)
+        trace.compute_log_prob()
+    q.pack_tensors()
+    p.pack_tensors(q.plate_to_symbol)
+    keep = {p.plate_to_symbol[name] for name in data_plates if name in p.plate_to_symbol}
+    costs, log_factors, _, sum_dims, _ = _compute_model_factors(p, q)
+    if not keep:
+        raise ProbgenError(
+            "a program with enumerated latents and no data plate has no likelihood per datum: put its data in "
+            'pyro.plate("data", len(x))'
+        )
+    tree: OrderedDict = OrderedDict()
+    for ordinal, terms in log_factors.items():
+        tree.setdefault(ordinal - keep, []).extend(terms)
+    total = torch.zeros(rows, dtype=next(iter(c for t in [*costs.values(), *log_factors.values()] for c in t)).dtype)
+    if tree:
+        with shared_intermediates() as cache:
+            contracted = contract_tensor_tree(tree, set(sum_dims), cache=cache)
+        for terms in contracted.values():
+            total = total + sum(_rows_of(term, keep) for term in terms)
+    for ordinal, terms in costs.items():
+        if ordinal & keep:
+            total = total + sum(_rows_of(term, keep) for term in terms)
+    return total
+
+
+def _rows_of(term: Tensor, keep: set[str]) -> Tensor:
+    axes = [i for i, d in enumerate(term._pyro_dims) if d not in keep]
+    return term.sum(axes) if axes else term

@@ -1,0 +1,177 @@
+"""What a program trains and carries: its unconstrained leaves and its buffers, found by running it once.
+
+A Pyro program keeps its weights in three places: the global parameter store, the modules it calls, and both at once
+(`pyro.module`, `PyroModule`, autoguides). `collect` finds them all; `Leaves.substituted` runs a block of code with
+other tensors in their places and puts everything back, so that fitting leaves the user's objects as they were and a
+trace can see every leaf as an input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the key there
+
+
+@dataclass
+class Leaves:
+    """Names to tensors, and where each of them lives.
+
+    `params` are unconstrained and trained, `buffers` are carried along (BatchNorm's statistics), `constraints` take
+    a leaf of the store to its constrained value.
+    """
+
+    params: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    constraints: dict[str, Any] = field(default_factory=dict)
+    in_store: frozenset[str] = frozenset()
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    recurrent: list[nn.RNNBase] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def substituted(self, values: Mapping[str, Tensor], training: bool = False) -> Iterator[None]:
+        """Run with `values` (params and buffers by name) in the places of the collected tensors."""
+        store = pyro.get_param_store()
+        before = (store._params, store._param_to_name, store._constraints)
+        originals = [(owner, key, owner[key]) for places in self.places.values() for owner, key in places]
+        modes = [(m, m.training) for root in self.modules.values() for m in root.modules()]
+        flat = [(m, m._flat_weights) for m in self.recurrent]
+        store._params = {name: values[name] for name in self.in_store}
+        store._param_to_name = {values[name]: name for name in self.in_store}
+        store._constraints = {name: self.constraints[name] for name in self.in_store}
+        try:
+            for name, places in self.places.items():
+                for owner, key in places:
+                    owner[key] = values[name]
+            for module in self.recurrent:  # an RNN keeps a second list of its weights
+                object.__setattr__(module, "_flat_weights", [getattr(module, n) for n in module._flat_weights_names])
+            for module, _ in modes:
+                object.__setattr__(module, "training", training)
+            yield
+        finally:
+            for owner, key, tensor in originals:
+                owner[key] = tensor
+            for module, weights in flat:
+                object.__setattr__(module, "_flat_weights", weights)
+            for module, mode in modes:
+                object.__setattr__(module, "training", mode)
+            store._params, store._param_to_name, store._constraints = before
+
+    def values(self) -> dict[str, Tensor]:
+        """The tensors as they were collected: the start weights."""
+        return {**self.params, **self.buffers}
+
+    def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters as the program sees them."""
+        from torch.distributions import transform_to
+
+        return {
+            name: transform_to(self.constraints[name])(values[name]) if name in self.constraints else values[name]
+            for name in self.params
+        }
+
+
+def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = ()) -> Leaves:
+    """Run once in a parameter store of its own, and gather every leaf and buffer that was touched.
+
+    `run` is called under no-grad; parameters that the program makes on its first call (autoguides, lazy
+    `pyro.param`) are made here. Random numbers are drawn from the generator as it stands.
+    """
+    seen: dict[int, nn.Module] = {}
+    for part in program_parts:
+        owner = getattr(part, "__self__", part)
+        if isinstance(owner, nn.Module):
+            seen[id(owner)] = owner
+    with private_store() as store, _recording(seen), torch.no_grad():
+        run()
+        params = dict(store._params)
+        constraints = dict(store._constraints)
+    return _assemble(params, constraints, list(seen.values()))
+
+
+@contextlib.contextmanager
+def private_store() -> Iterator[Any]:
+    """A parameter store that starts empty; the global one comes back unchanged."""
+    store = pyro.get_param_store()
+    before = (store._params, store._param_to_name, store._constraints)
+    store._params, store._param_to_name, store._constraints = {}, {}, {}
+    try:
+        yield store
+    finally:
+        store._params, store._param_to_name, store._constraints = before
+
+
+@contextlib.contextmanager
+def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
+    """Note each module that is called, or whose parameters are asked for (`pyro.module` does that)."""
+
+    def note(module: nn.Module, *_: Any) -> None:
+        seen.setdefault(id(module), module)
+
+    named_parameters = nn.Module.named_parameters
+
+    def noting(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        note(self)
+        return named_parameters(self, *args, **kwargs)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    nn.Module.named_parameters = noting
+    try:
+        yield
+    finally:
+        nn.Module.named_parameters = named_parameters
+        hook.remove()
+
+
+def _assemble(params: dict[str, Tensor], constraints: dict[str, Any], seen: list[nn.Module]) -> Leaves:
+    inner = {id(child) for module in seen for child in module.modules() if child is not module}
+    roots = [module for module in seen if id(module) not in inner]
+    names = {id(tensor): name for name, tensor in params.items()}
+    leaves = Leaves(params=dict(params), constraints=constraints, in_store=frozenset(params))
+    for position, root in enumerate(roots):
+        prefix = _prefix(root, names) or f"module_{position}"
+        leaves.modules[prefix] = root
+        for path, module in root.named_modules():
+            for key, tensor in module._parameters.items():
+                name = names.get(id(tensor))
+                if name is not None:  # what the program never registered stays fixed, as in Pyro
+                    leaves.places.setdefault(name, []).append((module._parameters, key))
+            for key, tensor in module._buffers.items():
+                if tensor is not None:
+                    name = names.setdefault(id(tensor), f"{prefix}$$${f'{path}.{key}' if path else key}")
+                    leaves.buffers[name] = tensor
+                    leaves.places.setdefault(name, []).append((module._buffers, key))
+            if isinstance(module, nn.RNNBase):
+                leaves.recurrent.append(module)
+    leaves.params = {name: tensor for name, tensor in params.items() if tensor.requires_grad}
+    leaves.buffers |= {name: tensor for name, tensor in params.items() if not tensor.requires_grad}
+    return leaves
+
+
+def _prefix(root: nn.Module, names: Mapping[int, str]) -> str | None:
+    """The name under which `pyro.module` registered a root module, read off one of its parameters."""
+    for path, tensor in root.named_parameters():
+        name = names.get(id(tensor), "")
+        if name.endswith("$$$" + path):
+            return name.removesuffix("$$$" + path)
+        if name.endswith("." + path):
+            return name.removesuffix("." + path)
+    return None
+
+
+def start_values(leaves: Leaves, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Fresh copies of the collected tensors, in the precision and on the device of the fit."""
+
+    def own(tensor: Tensor) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().clone().to(device=device, dtype=wanted)
+
+    return {name: own(tensor) for name, tensor in leaves.values().items()}
