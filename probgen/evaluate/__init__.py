@@ -1,0 +1,106 @@
+"""`evaluate`: the numbers of a trained program on held-out rows, each with its error and its protocol.
+
+    elbo ≤ log_likelihood = log p(x)   in nats per datum, in the units of the raw data
+
+What a program's kind leaves undefined is missing, and `notes` say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.chunks import particles, seed_at
+from probgen.errors import ProbgenError
+from probgen.evaluate.batch import Batch
+from probgen.evaluate.latents import ActiveUnits
+from probgen.evaluate.likelihood import Likelihood
+from probgen.evaluate.reconstruction import Reconstruction
+from probgen.evaluate.terms import Terms
+from probgen.feed import evaluation_batches
+from probgen.sites import arrays_of
+
+__all__ = ["evaluate"]
+
+ROWS = 100  # rows a batch
+DRAWS = 100  # draws a row for what is no importance-weighted estimate
+
+NO_LIKELIHOOD = {
+    "implicit": "log_likelihood, elbo and bits_per_dim are not defined: the program is implicit, its data site has "
+    "all its mass at one point",
+    "unnormalised": "log_likelihood, elbo and bits_per_dim are not defined: the program has a factor, so its density "
+    "is known only up to a constant",
+}
+
+
+def evaluate(
+    trained: Any,
+    preparation: Any,
+    rows: Any,
+    spec: Mapping[str, Any],
+    k: int = 1000,
+    seed: int = 0,
+    split: str | None = None,
+) -> dict[str, Any]:
+    """Likelihood, diagnostics and reconstruction of `rows`.
+
+    Returns:
+        `log_likelihood`, `elbo` in nats per datum and `nats_per_dim`, `bits_per_dim` = −log p / (D log 2), with the
+        log-Jacobians of `prepare`; `<name>_se` is the standard error of the mean over rows, `log_likelihood_mc_se`
+        the part of it that comes from drawing latents. `k_hat` (median) and `k_hat_above_0.7` (share), `ess`
+        (median effective sample size of the `k` weights), `term/<site>`, `reconstruction_error`, `active_units`
+        (and `active_units/<site>`), `protocol`, `notes`.
+
+    Raises:
+        ProbgenError: no rows, or `k` below 2.
+    """
+    if not len(rows):
+        raise ProbgenError("evaluate: there are no rows to evaluate on; give a split that has some")
+    if k < 2:
+        raise ProbgenError(f"evaluate: `k` is {k}, and an error estimate needs at least 2 importance samples")
+    structure = trained.structure
+    parts, notes = _parts(trained, preparation, spec, k)
+    size = min(ROWS, len(rows), particles(structure))
+    for i, (indices, arrays, log_jacobian) in enumerate(evaluation_batches(rows, preparation, size, seed)):
+        batch = Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
+        for part in parts:
+            part.add(batch)
+    numbers: dict[str, Any] = {}
+    for part in parts:
+        found, said = part.result()
+        numbers, notes = numbers | found, notes + said
+    if preparation.random:
+        notes.append("prepare is random: every row was prepared once, by seed")
+    estimators = [part.estimator for part in parts if isinstance(part, Likelihood)]
+    protocol = {
+        "prepare": preparation.to_json(),
+        "split": split,
+        "rows": len(rows),
+        "k": k if structure.kind == "latent" else None,
+        "seed": seed,
+        "estimator": estimators[0] if estimators else None,
+        "kind": structure.kind,
+    }
+    return {**numbers, "protocol": protocol, "notes": notes}
+
+
+def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> tuple[list[Any], list[str]]:
+    """What the program's kind allows to be computed, and what is to be said about the rest."""
+    structure = trained.structure
+    parts: list[Any] = []
+    notes = [NO_LIKELIHOOD[structure.kind]] if structure.kind in NO_LIKELIHOOD else []
+    if not notes:
+        draws = 1 if structure.kind == "exact" else min(k, DRAWS)
+        parts += [Likelihood(trained, k, data_dims(trained, preparation, spec)), Terms(trained, draws)]
+    if structure.sampled:
+        parts += [Reconstruction(trained, preparation, spec), ActiveUnits(trained, min(k, DRAWS))]
+    return parts, notes
+
+
+def data_dims(trained: Any, preparation: Any, spec: Mapping[str, Any]) -> int:
+    """D: how many numbers of one datum the program gives a density."""
+    held = arrays_of(trained.structure, preparation.spec(spec))
+    sizes = [np.prod(spec[array].shape) for array in held.values()]
+    return max(1, int(sum(sizes)))

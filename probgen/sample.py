@@ -1,0 +1,121 @@
+"""`sample`: draws of the unconditioned program, in the data's own units.
+
+θ ~ q(θ) (or p(θ)),   z_i ~ p(z | θ, given_i),   x_i ~ p(x | z_i, θ, given_i),   i = 1..n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.chunks import particles, pieces, seed_at
+from probgen.errors import ProbgenError, did_you_mean
+from probgen.sites import arrays_of, stack_numbered
+
+
+def sample(
+    trained: Any,
+    preparation: Any,
+    spec: Mapping[str, Any],
+    n: int,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    prior: bool = False,
+) -> dict[str, np.ndarray]:
+    """`n` rows of every site of the model, data sites taken back through `prepare`.
+
+    Global latents (no axis of rows) come from the guide, and from the model with `prior=True`; local latents come
+    from the model. `given` holds the arrays that the program is conditioned on, one value for all rows or `n` of
+    them, in the data's own units. Sites `z_1..z_T` of one shape are returned as `z`, [n, T, ...].
+
+    Raises:
+        ProbgenError: a given array is missing, unknown, of another shape or out of its range, or names a data site.
+    """
+    if int(n) != n or n < 1:
+        raise ProbgenError(f"sample: `n` is {n!r}; ask for at least one row")
+    arrays = _arrays(trained.structure, preparation, spec, int(n), dict(given or {}), seed)
+    parts, first = [], 0
+    for i, size in enumerate(_pieces(trained.structure, int(n))):
+        rows = {name: values[first : first + size] for name, values in arrays.items()}
+        parts.append(trained.draw(size, seed_at(seed, i), rows, prior=prior))
+        first += size
+    single = {name for name, site in trained.structure.model.items() if not site.local and site.role != "observed"}
+    draws = stack_numbered({name: parts[0][name] for name in parts[0] if name in single}, 0)
+    draws |= stack_numbered({n: np.concatenate([p[n] for p in parts]) for n in parts[0] if n not in single}, 1)
+    return draws | to_data_units(draws, preparation, arrays_of(trained.structure, preparation.spec(spec)))
+
+
+def to_data_units(
+    values: Mapping[str, np.ndarray], preparation: Any, arrays: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Those of `values` that hold an array of the data, taken back through `prepare`."""
+    there = {name: array for name, array in arrays.items() if name in values}
+    back = preparation.inverse({array: values[name] for name, array in there.items()})
+    return {name: back[array] for name, array in there.items()}
+
+
+def _pieces(structure: Any, n: int) -> list[int]:
+    """Rows per run; one run serves all rows that share a draw of the global latents."""
+    return [n] if structure.has_global_latents else list(pieces(n, particles(structure)))
+
+
+def _arrays(
+    structure: Any, preparation: Any, spec: Mapping[str, Any], n: int, given: dict[str, Any], seed: int
+) -> dict[str, np.ndarray]:
+    """`n` prepared rows of every array that the program names: the given ones, and anything valid for the rest."""
+    required = [name for name, role in structure.arrays.items() if role == "given"]
+    for name in given:
+        if name not in required:
+            raise ProbgenError(_not_given(name, structure, required))
+    missing = [name for name in required if name not in given]
+    if missing:
+        wanted = ", ".join(f"{name!r}: ..." for name in required)
+        raise ProbgenError(
+            f"sample: this program is conditioned on {', '.join(map(repr, missing))}; give a value: given={{{wanted}}}"
+        )
+    values = {name: _broadcast(name, given[name], spec[name], n) for name in required}
+    if values:
+        values = preparation.forward(values, np.random.default_rng(seed))[0]
+    prepared = preparation.spec(spec)
+    placeholders = {name: _anything(prepared[name], n) for name in structure.arrays if name not in values}
+    return {**values, **placeholders}
+
+
+def _not_given(name: str, structure: Any, required: list[str]) -> str:
+    if name in structure.observed or structure.arrays.get(name) == "data":
+        return (
+            f"sample: {name!r} is drawn by the program, so it cannot be given: to hold a part of a draw fixed "
+            "(imputation) is possible only for programs of kind exact or latent whose conditional is known, and is not "
+            "supported; use run.posterior for the latents of given data"
+        )
+    if not required:
+        return f"sample: {name!r} is in `given`, and this program is conditioned on no array; leave it out"
+    return f"sample: {name!r} in `given` is no array that the program is conditioned on{did_you_mean(name, required)}"
+
+
+def _broadcast(name: str, value: Any, spec: Any, n: int) -> np.ndarray:
+    """One value for all rows, or one for each, checked against what the data holds."""
+    shape, kind = tuple(spec.shape), np.dtype(spec.dtype)
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ProbgenError(f"sample: given {name!r} must be numbers, not {array.dtype}")
+    if array.shape not in (shape, (n, *shape)):
+        raise ProbgenError(
+            f"sample: given {name!r} has shape {array.shape}; it needs {shape}, one for all rows, or {(n, *shape)}"
+        )
+    if not np.isfinite(array).all():
+        raise ProbgenError(f"sample: given {name!r} holds NaN or Inf; give finite values")
+    if kind.kind in "iu" and (array != np.round(array)).any():
+        raise ProbgenError(f"sample: given {name!r} must be whole numbers, as in the data")
+    if spec.classes is not None and (array.min() < min(0, spec.range[0]) or array.max() >= spec.classes):
+        raise ProbgenError(f"sample: given {name!r} must lie in 0..{spec.classes - 1}, the classes of the data")
+    return np.broadcast_to(array, (n, *shape)).astype(kind)
+
+
+def _anything(spec: Any, n: int) -> np.ndarray:
+    """Rows that an unconditioned draw may ignore: the mean of the data, or its least value where that is whole."""
+    dtype = np.dtype(spec.dtype)
+    row = np.asarray(spec.mean) if dtype.kind == "f" else np.full(tuple(spec.shape), spec.range[0])
+    return np.broadcast_to(row, (n, *spec.shape)).astype(dtype)
