@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,129 +19,13 @@ import numpy as np
 
 from probgen import sources
 from probgen.errors import ProbgenError
-from probgen.tables import IN_MEMORY_BYTES, Arrays, Table
+from probgen.rows import ArraySpec, Rows
+from probgen.tables import IN_MEMORY_BYTES
 
 SPLIT_SEED = 0
 FRACTIONS = (0.8, 0.1, 0.1)
 SPLITS = ("train", "valid", "test")
 _MOST_CLASSES = 10_000
-_SAMPLE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """What one array looks like: the shape of a row, dtype, range, classes, mean.
-
-    `range` is (lowest, highest) over the training rows; `classes` is the number of classes of an integer per row
-    (−1 counts as missing), else None; `mean` is the mean training row in float64. Where the data is too large to be
-    read at once these come from a sample. Two specs are equal when all but their means are.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    range: tuple[float, float]
-    classes: int | None = None
-    mean: np.ndarray = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        shape = f"{list(self.shape)} " if self.shape else ""
-        low, high = self.range
-        values = f"{self.classes} classes" if self.classes else f"{low:.4g}..{high:.4g}"
-        return f"{shape}{self.dtype} {values}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` gives back the same spec exactly."""
-        mean = None if self.mean is None else np.asarray(self.mean).tolist()
-        return {
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "range": list(self.range),
-            "classes": self.classes,
-            "mean": mean,
-        }
-
-    @classmethod
-    def from_json(cls, obj: Mapping[str, Any]) -> ArraySpec:
-        """The spec that `to_json` wrote."""
-        mean = None if obj["mean"] is None else np.asarray(obj["mean"], dtype=np.float64)
-        low, high = obj["range"]
-        return cls(tuple(obj["shape"]), obj["dtype"], (float(low), float(high)), obj["classes"], mean)
-
-
-class Rows:
-    """Named arrays with one row per datum: `rows["x"]` is a whole array, `rows[indices]` a batch of all of them."""
-
-    def __init__(self, table: Table, index: np.ndarray | None = None) -> None:
-        if index is not None and table.in_memory and len(index):
-            table, index = Arrays(table.read(index), table.where, table.classes), None
-        self._table, self._index = table, index
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The arrays there are."""
-        return self._table.names
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether every row is in memory already."""
-        return self._table.in_memory
-
-    @property
-    def fixed(self) -> bool:
-        """Whether a row is the same each time it is read (a dataset of the user's may augment it)."""
-        return self._table.fixed
-
-    @property
-    def where(self) -> str:
-        """Where the rows come from, in words."""
-        return self._table.where
-
-    def __len__(self) -> int:
-        return self._table.rows if self._index is None else len(self._index)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return self._column(key)
-        if isinstance(key, int | np.integer):
-            if not -len(self) <= key < len(self):
-                raise IndexError(f"row {key} of {len(self)}")
-            return {name: array[0] for name, array in self[np.array([key])].items()}
-        if not isinstance(key, slice):
-            key = np.asarray(key, dtype=None if len(key) else np.int64)
-            key = np.flatnonzero(key) if key.dtype == bool else key
-        return self._table.read(key if self._index is None else self._index[key])
-
-    def _column(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise ProbgenError(f"there is no array {name!r} in {self.where}, which has {', '.join(self.names)}")
-        if self._index is None:
-            return self._table.column(name)
-        if not len(self._index):
-            return np.empty((0, *self._table.shapes[name]), self._table.dtypes[name])
-        return self._table.read(self._index)[name]
-
-    def take(self, indices: Any) -> Rows:
-        """These rows as `Rows`."""
-        positions = np.arange(len(self))[indices]
-        return Rows(self._table, positions if self._index is None else self._index[positions])
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one row of each array."""
-        return dict(self._table.shapes)
-
-    def sample(self, limit: int = _SAMPLE_BYTES) -> dict[str, np.ndarray]:
-        """All rows where they are in memory, else evenly spaced ones that take at most `limit` bytes."""
-        if self.in_memory or not len(self):
-            return {name: self[name] for name in self.names}
-        row = sum(int(np.prod(s)) * self._table.dtypes[n].itemsize for n, s in self._table.shapes.items())
-        count = min(len(self), max(100, limit // max(1, row)))
-        return self[np.linspace(0, len(self) - 1, count).astype(np.int64)]
-
-    def __repr__(self) -> str:
-        return f"Rows({len(self)} rows of {', '.join(self.names)} in {self.where})"
 
 
 @dataclass(frozen=True)
@@ -253,7 +137,7 @@ def describe(train: Rows, others: Sequence[Rows] = ()) -> dict[str, ArraySpec]:
     specs = {}
     for name in train.names:
         array = sample[name]
-        classes = train._table.classes.get(name) or _classes([array, *(f[name] for f in further)])
+        classes = train.classes().get(name) or _classes([array, *(f[name] for f in further)])
         low, high = float(array.min()), float(array.max())
         mean = np.asarray(array.mean(axis=0, dtype=np.float64))
         specs[name] = ArraySpec(tuple(array.shape[1:]), array.dtype.name, (low, high), classes, mean)
@@ -272,12 +156,11 @@ def _divided(found: sources.Found, fractions: Sequence[float] | None) -> tuple[R
     if "all" not in found.tables:
         return _given_splits(found, fractions)
     table = found.tables["all"]
-    if fractions is None:
-        fractions = FRACTIONS if found.from_file else (1.0, 0.0, 0.0)
-    if tuple(fractions) == (1.0, 0.0, 0.0):
+    if fractions is None and not found.from_file:
         none = np.empty(0, np.int64)
         return Rows(table), Rows(table, none), Rows(table, none), ""
-    train, valid, test = (Rows(table, index) for index in split(table.rows, fractions))
+    parts = split(table.rows, FRACTIONS if fractions is None else fractions)
+    train, valid, test = (Rows(table, index) for index in parts)
     return train, valid, test, ""
 
 
@@ -312,8 +195,9 @@ def _same_arrays(train: Rows, other: Rows, name: str) -> None:
 
 def _update(digest: Any, rows: Rows) -> None:
     """Feed a digest with names, shapes, dtypes, and the values where reading them twice gives the same."""
+    dtypes = rows.dtypes()
     for name, shape in rows.shapes().items():
-        digest.update(f"{name} {shape} {rows._table.dtypes[name]}".encode())
+        digest.update(f"{name} {shape} {dtypes[name]}".encode())
     if not len(rows) or not rows.fixed:
         return
     arrays = rows.sample(2**20)

@@ -80,8 +80,8 @@ def by_split(arrays: Mapping[str, Any], where: str) -> dict[str, Table]:
     bare = [name for name in arrays if name not in suffixed]
     if bare:
         raise ProbgenError(
-            f"{where} holds {bare[0]!r} beside {next(iter(suffixed))!r}: name every array `NAME_train`, `NAME_valid` or "
-            "`NAME_test`, or none"
+            f"{where} holds {bare[0]!r} beside {next(iter(suffixed))!r}: name every array `NAME_train`, "
+            "`NAME_valid` or `NAME_test`, or none"
         )
     sets: dict[str, dict[str, Any]] = {}
     for name, (base, end) in suffixed.items():
@@ -150,8 +150,8 @@ def _read_path(path: Path, source: str) -> Found:
     if suffix == ".parquet":
         return Found({"all": Arrays(tabular.read_parquet(path), path.name)}, name)
     raise ProbgenError(
-        f"cannot read {path.name!r}: its ending is {suffix or 'missing'}, and data is read from {', '.join(_SUFFIXES)}, "
-        "a folder of images, or `hf:NAME`"
+        f"cannot read {path.name!r}: its ending is {suffix or 'missing'}, and data is read from "
+        f"{', '.join(_SUFFIXES)}, a folder of images, or `hf:NAME`"
     )
 
 
@@ -224,7 +224,8 @@ def _hugging_face_table(dataset: Any, where: str) -> Table:
     tabular.warn_left_out([name for name in dataset.column_names if name not in kept], where)
     narrowed = dataset.with_format(None).select_columns(kept)
     counts = {name: getattr(dataset.features[name], "num_classes", None) for name in kept}
-    classes = {"y": n for name, n in counts.items() if n and tabular.is_label(name)}
+    labels = [count for name, count in counts.items() if count and tabular.is_label(name)]
+    classes = {"y": labels[0]} if labels else {}
 
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
         return tabular.from_columns(_columns(narrowed[indices.tolist()], where), where)

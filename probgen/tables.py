@@ -151,7 +151,8 @@ def _named(item: Any, where: str) -> dict[str, Any]:
         return {"x": as_array(item, "x", where)}
     if len(item) > 2:
         raise ProbgenError(
-            f"an item of {where} is a tuple of {len(item)}: return a dict that names its arrays, e.g. {{'x': ..., 'y': ...}}"
+            f"an item of {where} is a tuple of {len(item)}: return a dict that names its arrays, "
+            "e.g. {'x': ..., 'y': ...}"
         )
     return {name: as_array(value, name, where) for name, value in zip(("x", "y"), item, strict=False)}
 

@@ -94,7 +94,8 @@ def _column(i: int, name: str, lines: list[tuple[int, list[str]]], path: Path) -
         number, cell = next((n, row[i]) for n, row in lines if not _is_number(row[i]))
         what = f"{cell!r}" if cell.strip() else "nothing"
         raise ProbgenError(
-            f"{path.name!r} has {what} in column {name!r}, line {number}, where a number belongs: fill it or remove the line"
+            f"{path.name!r} has {what} in column {name!r}, line {number}, where a number belongs: "
+            "fill it or remove the line"
         ) from None
     whole = is_label(name) and np.isfinite(values).all() and (values == np.round(values)).all()
     return values.astype(np.int64) if whole else values
