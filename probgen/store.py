@@ -47,7 +47,10 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Self]:
-        """Be the only writer; what a killed writer left half done is swept up first."""
+        """Be the only writer; what a killed writer left half done is swept up first. Inside itself it is one."""
+        if self._writer_pid == os.getpid():
+            yield self
+            return
         with exclusive(self.path / _LOCK, self.path):
             self._writer_pid = os.getpid()
             try:

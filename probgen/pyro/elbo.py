@@ -55,7 +55,7 @@ class Bound(Loss, pyro.infer.ELBO):
         """The plan of a pair, made on its first batch."""
         key = (id(model), id(guide))
         if key not in self._plans:  # the pair is kept too, so that its ids are not given to others
-            self._plans[key] = (model, guide, _plan(model, guide, args, kwargs))
+            self._plans[key] = (model, guide, make_plan(model, guide, args, kwargs))
         return self._plans[key][2]
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
@@ -195,7 +195,7 @@ class IWAE(Bound):
                 )
 
 
-def _plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
+def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
     structure = plan_structure(model, guide, args, kwargs)
     sites = [*structure.model.values(), *structure.guide.values()]
     depth = max([-plate.dim for site in sites for plate in site.plates if plate.dim is not None], default=0)

@@ -68,11 +68,10 @@ def tensors(arrays: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.
     """Arrays as tensors on the device: floats in the precision of the fit, integers as int64."""
 
     def one(array: np.ndarray) -> Tensor:
-        if isinstance(array, Tensor):
-            tensor = array
-        else:
-            array = np.asarray(array)
-            tensor = torch.from_numpy(np.array(array, order="C", copy=not array.flags.writeable))
+        if not isinstance(array, Tensor):
+            array = np.ascontiguousarray(array)
+            array = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensor = array
         if tensor.is_floating_point():
             return tensor.to(device=device, dtype=dtype)
         if tensor.dtype in (torch.bool, torch.int64):

@@ -1,0 +1,74 @@
+"""probgen: deep generative models written as probabilistic programs, on Pyro and NumPyro.
+
+    data = probgen.load_data("digits")
+    program = probgen.load("vae", data, z_dim=2)
+    run = probgen.fit(program, data, epochs=50)
+    run.sample(64)["x"], run.posterior(data.test), run.evaluate(data.test)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Functions named like their modules are bound here: importing such a module later would hide its function.
+from probgen.fit import fit as fit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "zoo",
+    "list_models": "zoo",
+    "load_data": "data",
+    "Data": "data",
+    "Options": "fit",
+    "Run": "run",
+    "Program": "program",
+    "Player": "program",
+    "ProbgenError": "errors",
+    "Binarize": "steps",
+    "Dequantize": "steps",
+    "Scale": "steps",
+    "Standardize": "steps",
+    "Logit": "steps",
+    "Linear": "schedules",
+    "Cosine": "schedules",
+    "Steps": "schedules",
+}
+_MODULES = ("pictures", "pyro", "numpyro")
+
+if TYPE_CHECKING:
+    from probgen.data import Data as Data
+    from probgen.data import load_data as load_data
+    from probgen.errors import ProbgenError as ProbgenError
+    from probgen.fit import Options as Options
+    from probgen.program import Player as Player
+    from probgen.program import Program as Program
+    from probgen.run import Run as Run
+    from probgen.schedules import Cosine as Cosine
+    from probgen.schedules import Linear as Linear
+    from probgen.schedules import Steps as Steps
+    from probgen.steps import Binarize as Binarize
+    from probgen.steps import Dequantize as Dequantize
+    from probgen.steps import Logit as Logit
+    from probgen.steps import Scale as Scale
+    from probgen.steps import Standardize as Standardize
+    from probgen.zoo import list_models as list_models
+    from probgen.zoo import load as load
+
+__all__ = [*_HOMES, "__version__", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when they are first used, so that `import probgen` and the command line start at once."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"probgen.{_HOMES[name]}"), name)
+        globals()[name] = value  # also where a module of that name would shadow it
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"probgen.{name}")
+    raise AttributeError(f"module 'probgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

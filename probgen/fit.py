@@ -1,0 +1,401 @@
+"""`fit`: train a program on data. The one loop over chunks of steps, whatever the backend.
+
+An engine advances a state by a chunk of steps; between chunks lie progress, validation, early stopping, checkpoints
+and the `on_chunk` hook. Where chunks end depends only on the request, so a resumed run ends bit for bit like an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probgen.data import Data, load_data
+from probgen.errors import ProbgenError
+from probgen.feed import Feed, evaluation_batches
+from probgen.folder import Folder
+from probgen.interrupts import Interrupts
+from probgen.prepare import Preparation
+from probgen.program import Program, backend_of
+from probgen.progress import Progress
+from probgen.run import Run, described, write_description
+from probgen.schedules import Schedule
+
+COMPILE_PAYS_FROM = 16_000  # steps of a small program on a CPU: about 12 s of compiling, 0.8 ms saved a step
+SAVE_EVERY = 15.0  # seconds between checkpoints
+CHUNK = 100  # steps a chunk has at least, in whole epochs; long epochs are cut into pieces of five times that
+VALIDATION_BATCH = 1024
+
+
+class _Silent:
+    """The default of an argument that was not given: the program's own recipe decides."""
+
+    def __repr__(self) -> str:
+        return "<the program's default>"
+
+
+SILENT: Any = _Silent()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a program is trained; what `fit` resolves its arguments to and a run folder keeps.
+
+    `steps` gradient steps on batches of `batch_size` rows (None: all); `lr` and `optimizer` may be mappings by
+    player; `schedule` multiplies `lr` by step; `clip` is the largest gradient norm; `ema` the decay of averaged
+    weights; `patience` the number of validations without improvement that end the run.
+    """
+
+    steps: int
+    batch_size: int | None = 128
+    lr: Any = 1e-3
+    optimizer: Any = "adam"
+    schedule: Schedule | None = None
+    clip: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, ok, words in (
+            ("steps", self.steps >= 0, "0 or more"),
+            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1, or None for all rows"),
+            ("clip", self.clip is None or self.clip > 0, "positive"),
+            ("ema", self.ema is None or 0 <= self.ema < 1, "between 0 and 1"),
+            ("patience", self.patience is None or self.patience >= 1, "at least 1"),
+            ("lr", not isinstance(self.lr, int | float) or self.lr > 0, "positive"),
+        ):
+            if not ok:
+                raise ProbgenError(f"`{name}` is {getattr(self, name)!r}: it must be {words}")
+        if self.schedule is not None and not callable(self.schedule):
+            raise ProbgenError(f"`schedule` must be a function of the step, e.g. Cosine(1, 0, 5000), not {self.schedule!r}")
+
+
+def fit(
+    program: Program,
+    data: Any,
+    *,
+    by: Any = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = SILENT,
+    lr: Any = SILENT,
+    optimizer: Any = SILENT,
+    schedule: Schedule | None = SILENT,
+    clip: float | None = SILENT,
+    ema: float | None = SILENT,
+    patience: int | None = SILENT,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "32",
+    compile: bool | str = "auto",
+    resume: bool = False,
+    on_chunk: Callable[[Run, dict[str, Any]], Any] | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train `program` on `data` and return the `Run`.
+
+    Where the caller is silent the program's `defaults` decide, then `batch_size=128`, `lr=1e-3`,
+    `optimizer="adam"`, 100 epochs.
+
+    Parameters
+    ----------
+    data
+        What `load_data` takes. A valid split, if there is one, is used for `valid_loss` and early stopping.
+    by
+        A probgen loss, a stock ELBO of the PPL, or a loss function in its convention; default `program.by`.
+    steps, epochs
+        How long; at most one of the two.
+    compile
+        `True`, `False` or "auto": on CUDA, and on a CPU from 16,000 steps on, where compiling pays.
+    resume
+        Go on with the run that `out` holds; a finished one is returned as it is.
+    on_chunk
+        Called as `on_chunk(run, metrics)` after each chunk of steps.
+    out
+        The run's folder. Without it nothing is written (`run.save(path)` does it later).
+
+    Raises ProbgenError, in one sentence, on anything wrong with program, data or options.
+    """
+    data = load_data(data)
+    if not isinstance(program, Program):
+        raise ProbgenError(f"fit takes a Program, e.g. Program(model, guide), not {type(program).__name__}")
+    asked = {
+        "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "schedule": schedule, "clip": clip, "ema": ema,
+        "patience": patience,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not SILENT}
+    asked |= {"seed": seed, "device": device, "precision": str(precision)}
+    program = program if by is None else program.learned_by(by)
+    if resume:
+        return _resumed(program, data, out, steps, epochs, on_chunk, progress)
+    options = _options(program, data, steps, epochs, asked, compile)
+    folder = None if out is None else Folder.create(out)
+    return _Fit(program, data, options, folder, on_chunk, progress).run()
+
+
+def resume(path: str | Path, data: Any = None, on_chunk: Any = None, progress: bool = True) -> Run:
+    """Go on with the run in a folder where it stopped; a finished one is returned as it is."""
+    run = Run.open(path)
+    return _resumed(run.program, load_data(data) if data is not None else run.data, path, None, None, on_chunk, progress)
+
+
+def _options(
+    program: Program, data: Data, steps: int | None, epochs: float | None, asked: Mapping[str, Any], compile: bool | str
+) -> Options:
+    known = {field.name for field in fields(Options)} | {"epochs"}
+    unknown = [name for name in program.defaults if name not in known]
+    if unknown:
+        raise ProbgenError(f"the program's defaults name {unknown[0]!r}, which is no option of fit: {', '.join(sorted(known))}")
+    recipe = {**program.defaults, **asked}
+    default_epochs, default_steps = recipe.pop("epochs", None), recipe.pop("steps", None)
+    if steps is None and epochs is None:
+        steps, epochs = default_steps, default_epochs if default_steps is None else None
+    if steps is not None and epochs is not None:
+        raise ProbgenError("give `steps` or `epochs`, not both")
+    if steps is None:
+        epochs = 100 if epochs is None else epochs
+        batch = recipe.get("batch_size", 128)
+        rows = len(data.train)
+        per_epoch = max(1, rows // min(batch or rows, rows)) if rows else 1
+        steps = round(epochs * per_epoch)
+    if compile not in (True, False, "auto"):
+        raise ProbgenError(f'`compile` must be True, False or "auto", not {compile!r}')
+    options = Options(steps=int(steps), **recipe)
+    cuda = options.device.startswith("cuda") or (options.device == "auto" and _has_cuda(program))
+    return replace(options, compile=(cuda or options.steps >= COMPILE_PAYS_FROM) if compile == "auto" else compile)
+
+
+def _has_cuda(program: Program) -> bool:
+    backend = backend_of(program)
+    return backend.has_cuda() if hasattr(backend, "has_cuda") else False
+
+
+def _resumed(
+    program: Program, data: Data | None, out: Any, steps: int | None, epochs: float | None, on_chunk: Any, progress: bool
+) -> Run:
+    if out is None:
+        raise ProbgenError("resume=True needs the folder of the run: out=PATH")
+    folder = Folder.open(out)
+    run = Run.open(out, program=program)
+    if data is None:
+        raise ProbgenError(f"the data of {out} cannot be found again: give them to resume")
+    if data.fingerprint != run.config["data"]["fingerprint"]:
+        raise ProbgenError(f"{out} was trained on other data ({run.config['data']['name']}): resume it with those")
+    options = Options(**{**run.config["options"], "schedule": _schedule(run.config["options"]["schedule"])})
+    if steps is not None or epochs is not None:
+        options = replace(options, steps=_options(program, data, steps, epochs, asdict(options) | {}, options.compile).steps)
+    if run.finished and options.steps <= run.step:
+        return run
+    return _Fit(program, data, options, folder, on_chunk, progress).run(resume=True)
+
+
+def _schedule(text: str | None) -> Schedule | None:
+    """A schedule from the text a config keeps of it."""
+    if text is None:
+        return None
+    from probgen import schedules
+    from probgen.parsing import called
+
+    return called(text, {name: getattr(schedules, name) for name in ("Linear", "Cosine", "Steps")}, "schedule")
+
+
+class _Fit:
+    """One fit: what is needed between two chunks."""
+
+    def __init__(
+        self, program: Program, data: Data, options: Options, folder: Folder | None, on_chunk: Any, progress: bool
+    ) -> None:
+        self.program, self.data, self.options, self.folder, self.on_chunk = program, data, options, folder, on_chunk
+        self.preparation = Preparation.of(program.prepare, data)
+        self.feed = Feed(data.train, self.preparation, options.batch_size, options.seed)
+        self.engine = backend_of(program).Engine(program, program.by, self.feed, options)
+        self.per_epoch = max(1, self.feed.steps_per_epoch // getattr(self.engine, "batches_per_step", 1))
+        self.validation = self._validation()
+        self.progress = Progress(program.origin.name, options.steps, progress)
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"loss": None, "since": 0, "stopped": False}
+        self.best_weights: dict[str, np.ndarray] | None = None
+        self.seconds, self.saved_at = 0.0, time.monotonic()
+
+    def _validation(self) -> list[dict[str, np.ndarray]]:
+        rows = self.data.valid
+        if not len(rows):
+            return []
+        size = min(VALIDATION_BATCH, len(rows), max(self.feed.batch_size, VALIDATION_BATCH))
+        return [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
+
+    def run(self, resume: bool = False) -> Run:
+        """Train from the start, or from the folder's last checkpoint, to the last step."""
+        if self.folder is None:
+            return self._train(self.engine.start(), 0, {})
+        with self.folder.writer():
+            state, step, partial = self._begin(resume)
+            return self._train(state, step, partial)
+
+    def _begin(self, resume: bool) -> tuple[Any, int, dict[str, list[float]]]:
+        if not resume:
+            self._describe()
+            return self.engine.start(), 0, {}
+        found = self.folder.last_checkpoint()
+        if found is None:
+            self.folder.truncate_metrics(0)
+            return self.engine.start(), 0, {}
+        _, arrays, info = found
+        self.folder.truncate_metrics(info["row_step"])
+        self.rows, self.best, self.seconds = self.folder.metrics(), info["best"], info["seconds"]
+        best = {name.removeprefix("best/"): a for name, a in arrays.items() if name.startswith("best/")}
+        self.best_weights = best or None
+        partial = {n.removeprefix("partial/"): list(a) for n, a in arrays.items() if n.startswith("partial/")}
+        state = {n.removeprefix("state/"): a for n, a in arrays.items() if n.startswith("state/")}
+        self._describe()  # the number of steps may have grown
+        return self.engine.restore(state), info["step"], partial
+
+    def _describe(self) -> None:
+        """What the folder says of the run before its first step."""
+        write_description(self.folder, self.program, self._config(), self._example(), self.data.spec)
+
+    def _example(self) -> dict[str, np.ndarray]:
+        """A prepared batch that shows a reopened run the program's shapes."""
+        batch = self.feed.batch(0)
+        return batch if self.feed.batch_size == self.feed.rows else {name: value[:2] for name, value in batch.items()}
+
+    def _config(self) -> dict[str, Any]:
+        return described(self.program, self.data, self.preparation, self.options, self.engine)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def _train(self, state: Any, step: int, partial: dict[str, list[float]]) -> Run:
+        with self.progress, Interrupts() as interrupts:
+            for end in self._ends(step):
+                state, step, stopped = self._chunk(state, step, end, partial, interrupts)
+                if stopped:
+                    self._save(state, step, partial)
+                    interrupts.leave(self.folder)
+                self._row(state, step, partial)
+                partial = {}
+                last = step == self.options.steps or self.best["stopped"]
+                if last or time.monotonic() - self.saved_at > SAVE_EVERY:
+                    self._save(state, step, partial)
+                if self.on_chunk is not None:
+                    self.on_chunk(self._as_run(state), self.rows[-1])
+                if last:
+                    break
+            else:
+                self._save(state, step, partial)
+        return self._as_run(state)
+
+    def _ends(self, step: int) -> Iterator[int]:
+        """Where chunks end: whole epochs of at least CHUNK steps, or even pieces of a long epoch."""
+        epoch, total = self.per_epoch, self.options.steps
+        if self.best["stopped"]:
+            return
+        while step < total:
+            if epoch <= 5 * CHUNK:
+                length = epoch * -(-CHUNK // epoch)
+                end = (step // length + 1) * length
+            else:
+                start = step // epoch * epoch
+                end = min(start + ((step - start) // (5 * CHUNK) + 1) * 5 * CHUNK, start + epoch)
+            step = min(end, total)
+            yield step
+
+    def _chunk(
+        self, state: Any, step: int, end: int, partial: dict[str, list[float]], interrupts: Interrupts
+    ) -> tuple[Any, int, bool]:
+        """Advance to `end`, in pieces of about half a second so that the bar moves and a signal is heard."""
+        piece = 10 if step == 0 else end - step
+        while step < end:
+            last, began = min(step + piece, end), time.monotonic()
+            before = state
+            state, metrics = self.engine.advance(state, step, last)
+            self._refuse_nan(before, step, metrics["loss"])
+            for name, values in metrics.items():
+                partial.setdefault(name, []).extend(float(v) for v in values)
+            took = max(time.monotonic() - began, 1e-6)
+            self.seconds += took
+            piece = max(1, int((last - step) * 0.5 / took))
+            step = last
+            self.progress.show(step, float(metrics["loss"][-1]), self.rows[-1].get("valid_loss") if self.rows else None)
+            if interrupts.asked:
+                return state, step, True
+        return state, step, False
+
+    def _refuse_nan(self, before: Any, first: int, losses: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if not len(bad):
+            return
+        step = first + int(bad[0])
+        if step > first:
+            before, _ = self.engine.advance(before, first, step)
+        kept = f"; the checkpoint before it is in {self.folder.path}" if self.folder is not None else ""
+        raise ProbgenError(f"training stopped: {self.engine.diagnose(before, step)}{kept}")
+
+    def _row(self, state: Any, step: int, partial: dict[str, list[float]]) -> None:
+        """One line of the curves: means over the chunk, and the validation loss after it."""
+        row: dict[str, Any] = {"step": step, "epoch": step / self.per_epoch}
+        row |= {name: float(np.mean(values)) for name, values in partial.items()}
+        row["lr"] = self._lr(step - 1)
+        if self.validation:
+            row["valid_loss"] = self.engine.loss_on(state, self.validation, self.options.seed)
+            self._judge(state, row["valid_loss"])
+        row["seconds"] = round(self.seconds, 3)
+        self.rows.append(row)
+        if self.folder is not None:
+            self.folder.append_metrics(row)
+        self.progress.show(step, row["loss"], row.get("valid_loss"))
+
+    def _lr(self, step: int) -> Any:
+        factor = 1.0 if self.options.schedule is None else float(self.options.schedule(step))
+        lr = self.options.lr
+        return {player: value * factor for player, value in lr.items()} if isinstance(lr, Mapping) else lr * factor
+
+    def _judge(self, state: Any, loss: float) -> None:
+        if self.options.patience is None:
+            return
+        if self.best["loss"] is None or loss < self.best["loss"]:
+            self.best |= {"loss": loss, "since": 0}
+            self.best_weights = self.engine.weights(state)
+        else:
+            self.best["since"] += 1
+            self.best["stopped"] = self.best["since"] >= self.options.patience
+
+    def _weights(self, state: Any) -> dict[str, np.ndarray]:
+        return self.engine.weights(state) if self.best_weights is None else self.best_weights
+
+    def _save(self, state: Any, step: int, partial: dict[str, list[float]]) -> None:
+        if self.folder is None:
+            return
+        arrays = {f"state/{name}": value for name, value in self.engine.export(state).items()}
+        arrays |= {f"partial/{name}": np.asarray(values, dtype=np.float64) for name, values in partial.items()}
+        arrays |= {f"best/{name}": value for name, value in (self.best_weights or {}).items()}
+        info = {
+            "step": step,
+            "row_step": self.rows[-1]["step"] if self.rows else 0,
+            "best": self.best,
+            "seconds": self.seconds,
+            "finished": step >= self.options.steps or self.best["stopped"],
+        }
+        self.folder.checkpoint(self._weights(state), arrays, info)
+        self.saved_at = time.monotonic()
+
+    def _as_run(self, state: Any) -> Run:
+        return Run(
+            self.program,
+            self._config(),
+            self._weights(state),
+            self._example(),
+            list(self.rows),
+            data=self.data,
+            folder=self.folder,
+            structure=self.engine.structure,
+        )

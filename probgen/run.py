@@ -1,0 +1,383 @@
+"""A `Run`: what `fit` returns, and what a run folder opens as.
+
+    run.sample(64)["x"]     run.posterior(data.test)     run.evaluate(data.test)     run.report()
+    run.model, run.guide, run.params, run.modules        # trained PPL callables
+
+Numbers, curves and settings are read without running code; the first verb that needs the program builds it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probgen import zoo
+from probgen.data import as_rows, load_data
+from probgen.errors import ProbgenError
+from probgen.folder import SOURCE, Folder
+from probgen.prepare import Preparation
+from probgen.program import Origin, Program, Structure, backend_of
+from probgen.rows import ArraySpec
+from probgen.weights import load as load_arrays
+from probgen.weights import save as save_arrays
+
+if TYPE_CHECKING:
+    from probgen.data import Data
+
+FORMAT = 1
+EXAMPLE, EVALUATION, POSTERIOR = "example.safetensors", "evaluation.json", "posterior.nc"
+_PACKAGES = ("probgen", "numpy", "torch", "pyro-ppl", "jax", "numpyro")
+
+
+def described(program: Program, data: Data, preparation: Preparation, options: Any, engine: Any) -> dict[str, Any]:
+    """The plain values that `config.yaml` keeps: all that names this run and would repeat it."""
+    origin = program.origin
+    return {
+        "format": FORMAT,
+        "name": origin.name,
+        "program": {"name": origin.name, "path": origin.path, "options": dict(origin.options), "seed": origin.seed},
+        "by": repr(program.by) if hasattr(program.by, "players") else None,
+        "backend": backend_of(program).__name__,
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "rows": {split: len(getattr(data, split)) for split in ("train", "valid", "test")},
+        },
+        "spec": {name: {**spec.to_json(), "mean": None} for name, spec in data.spec.items()},
+        "prepare": preparation.to_json(),
+        "options": {**_plain_options(options)},
+        "device": engine.device if isinstance(engine.device, str) else str(engine.device),
+        "compiled": bool(engine.compiled),
+        "note": engine.note,
+        "versions": _versions(),
+    }
+
+
+def _plain_options(options: Any) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in asdict(options)}
+    schedule = values["schedule"]
+    plain = (str, int, float, bool, type(None), Mapping)
+    optimizer = values["optimizer"] if isinstance(values["optimizer"], plain) else repr(values["optimizer"])
+    return {**values, "schedule": None if schedule is None else repr(schedule), "optimizer": optimizer}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Run:
+    """A trained program: its numbers and curves, its trained callables, and the verbs on them.
+
+    Made by `probgen.fit` and `Run.open`. `data` is the `Data` it was trained on, where it can be found again.
+    """
+
+    def __init__(
+        self,
+        program: Program | None,
+        config: Mapping[str, Any],
+        weights: Mapping[str, np.ndarray] | None,
+        example: Mapping[str, np.ndarray] | None,
+        rows: list[dict[str, Any]],
+        *,
+        data: Data | None = None,
+        folder: Folder | None = None,
+        structure: Structure | None = None,
+    ) -> None:
+        self._program, self._weights, self._example, self._rows = program, weights, example, rows
+        self._data, self._structure = data, structure
+        self.config, self.folder = dict(config), folder
+        self._evaluation: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, program: Program | None = None) -> Run:
+        """The run in a folder. `program` is needed for one that was written in a notebook."""
+        folder = Folder.open(path)
+        config = folder.config
+        if config.get("format") != FORMAT:
+            raise ProbgenError(
+                f"{path} has format {config.get('format')!r} where this probgen reads {FORMAT}: install a newer probgen"
+            )
+        return cls(program, config, None, None, folder.metrics(), folder=folder)
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return self.config["name"]
+
+    @property
+    def path(self) -> Path | None:
+        """The run's folder, if it has one."""
+        return None if self.folder is None else self.folder.path
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it was trained."""
+        return self.config["options"]
+
+    @property
+    def step(self) -> int:
+        """The last step of the curves."""
+        return int(self._rows[-1]["step"]) if self._rows else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ran to its last step, or was stopped early by `patience`."""
+        if self.folder is None:
+            return True
+        checkpoint = self.folder.last_checkpoint()
+        return checkpoint is not None and bool(checkpoint[2]["finished"])
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """The curves: `step`, `loss`, `valid_loss`, `lr`, `grad_norm`, `term/<site>`, ... as lists."""
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        return {name: [row.get(name, float("nan")) for row in self._rows] for name in names}
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The numbers of the last `evaluate`, with their protocol."""
+        if self._evaluation is None and self.folder is not None and EVALUATION in self.folder:
+            self._evaluation = self.folder.read_json(EVALUATION)
+        return self._evaluation
+
+    @cached_property
+    def spec(self) -> dict[str, ArraySpec]:
+        """What the data's arrays look like."""
+        return {name: ArraySpec.from_json(spec) for name, spec in self.config["spec"].items()}
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        """What was done to the raw values, with its constants."""
+        return Preparation.from_json(self.config["prepare"])
+
+    @property
+    def data(self) -> Data | None:
+        """The data it was trained on: as given to `fit`, or read again by name when the run was opened."""
+        if self._data is None:
+            try:
+                found = load_data(self.config["data"]["name"])
+            except ProbgenError:
+                return None
+            if found.fingerprint == self.config["data"]["fingerprint"]:
+                self._data = found
+        return self._data
+
+    @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        options, program = self.options, self.config["program"]
+        model = program["name"] if program["path"] is None or _in_zoo(program) else program["path"]
+        words = ["probgen", "fit", str(model), "--data", self.config["data"]["name"]]
+        for name, value in program["options"].items():
+            words += [f"--{name}", str(value)]
+        for name in ("steps", "batch_size", "lr", "optimizer", "schedule", "clip", "ema", "patience", "seed", "precision"):
+            if options[name] is not None:
+                words += [f"--{name}", str(options[name])]
+        return shlex.join(words)
+
+    def __repr__(self) -> str:
+        loss = f", loss {self._rows[-1]['loss']:.4f}" if self._rows else ""
+        where = f", {self.path}" if self.path else ""
+        return f"Run({self.name!r}, step {self.step}{loss}{where})"
+
+    def _repr_html_(self) -> str:
+        from probgen.summary import summary_html
+
+        return summary_html(self)
+
+    # -- the program, trained -------------------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The program: as given, or built again from the zoo's file or the copy in the folder."""
+        if self._program is None:
+            self._program = _rebuilt(self.folder, self.config, self._example_spec())
+        return self._program
+
+    def _example_spec(self) -> dict[str, ArraySpec]:
+        """The spec with the means, which lie beside the example."""
+        arrays, _ = load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)
+        means = {n.removeprefix("mean/"): a for n, a in arrays.items() if n.startswith("mean/")}
+        return {
+            name: ArraySpec(s.shape, s.dtype, s.range, s.classes, means.get(name)) for name, s in self.spec.items()
+        }
+
+    @cached_property
+    def trained(self) -> Any:
+        """The trained program as the verbs see it."""
+        weights, example = self._weights, self._example
+        if weights is None:
+            weights = self.folder.weights()
+        if example is None:
+            arrays, _ = load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)
+            example = {n.removeprefix("example/"): a for n, a in arrays.items() if n.startswith("example/")}
+        return backend_of(self.program).Trained(
+            self.program,
+            weights,
+            example,
+            rows=self.config["data"]["rows"]["train"],
+            device="cpu",
+            precision=self.options["precision"],
+            seed=self.options["seed"],
+        )
+
+    @property
+    def structure(self) -> Structure:
+        """Sites, plates and parents."""
+        return self._structure if self._structure is not None else self.trained.structure
+
+    @property
+    def model(self) -> Any:
+        """The trained model, a callable of the PPL."""
+        return self.trained.model
+
+    @property
+    def guide(self) -> Any:
+        """The trained guide, a callable of the PPL."""
+        return self.trained.guide
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """Parameters by name, constrained as the program sees them."""
+        return self.trained.params
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The program's networks, trained."""
+        return self.trained.modules
+
+    # -- verbs ----------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, prior: bool = False, sampler: Any = None
+    ) -> dict[str, np.ndarray]:
+        """`n` draws of every site of the model, data sites in the data's own units."""
+        from probgen.sample import sample
+
+        if sampler is not None:
+            raise ProbgenError("a sampler needs a program with a denoiser: this one is sampled by running it")
+        return sample(self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior)
+
+    def posterior(self, data: Any = None, draws: int = 100, rows: int = 1000, seed: int = 0) -> Any:
+        """Draws of the latents given rows of data, as ArviZ groups; kept as `posterior.nc` if there is a folder."""
+        from probgen.posterior import posterior
+
+        tree = posterior(self.trained, self.preparation, self._rows_of(data), draws=draws, max_rows=rows, seed=seed)
+        if self.folder is not None:
+            with self.folder.writer():
+                self.folder.write_with(POSTERIOR, lambda path: tree.to_netcdf(path))
+        return tree
+
+    def evaluate(self, data: Any = None, k: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """Likelihood, its errors and diagnostics on held-out rows; kept as `evaluation.json` if there is a folder."""
+        from probgen.evaluate import evaluate
+
+        rows = self._rows_of(data)
+        numbers = evaluate(self.trained, self.preparation, rows, self.spec, k=k, seed=seed, split=self._split(rows))
+        self._evaluation = numbers
+        if self.folder is not None:
+            with self.folder.writer():
+                self.folder.write_json(EVALUATION, numbers)
+        return numbers
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write `report.html`, one file that shows the run, and return its path."""
+        from probgen.report import write
+
+        return write(self, path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run to a new folder, from which `Run.open` reads it."""
+        folder = Folder.create(path)
+        with folder.writer():
+            write_description(folder, self.program, self.config, self._example_arrays(), self.spec)
+            for row in self._rows:
+                folder.append_metrics(row)
+            weights = self._weights if self._weights is not None else self.folder.weights()
+            info = {"step": self.step, "row_step": self.step, "best": {}, "seconds": 0.0, "finished": True}
+            folder.checkpoint(weights, {}, info)
+            if self.evaluation is not None:
+                folder.write_json(EVALUATION, self.evaluation)
+        self.folder = self.folder or folder
+        return folder.path
+
+    def _example_arrays(self) -> Mapping[str, np.ndarray]:
+        return self._example if self._example is not None else self.trained.arrays
+
+    def _rows_of(self, data: Any) -> Any:
+        data = self.data if data is None else data
+        if data is None:
+            raise ProbgenError("the data of this run cannot be found again: give them, e.g. run.evaluate(data.test)")
+        return as_rows(data, like=self.spec)
+
+    def _split(self, rows: Any) -> str | None:
+        splits = () if self._data is None else ("train", "valid", "test")
+        return next((split for split in splits if getattr(self._data, split) is rows), None)
+
+
+def write_description(
+    folder: Folder, program: Program, config: Mapping[str, Any], example: Mapping[str, np.ndarray], spec: Mapping[str, Any]
+) -> None:
+    """What a folder says of a run beside its weights: config, source, and a batch that shows the shapes."""
+    folder.write_config(config)
+    path = program.origin.path
+    if path is not None and Path(path).is_file():
+        folder.copy_source(Path(path))
+    arrays = {f"example/{name}": np.asarray(value) for name, value in example.items()}
+    arrays |= {f"mean/{name}": s.mean for name, s in spec.items() if s.mean is not None}
+    folder.write_with(EXAMPLE, lambda file: save_arrays(arrays, file))
+
+
+def _in_zoo(program: Mapping[str, Any]) -> bool:
+    return any(str(model.path) == program["path"] for model in zoo.list_models())
+
+
+def _rebuilt(folder: Folder, config: Mapping[str, Any], spec: Mapping[str, ArraySpec]) -> Program:
+    """The program of a folder: the zoo's file if it is the same, else the copy that was kept, saying so."""
+    kept = config["program"]
+    zoo_paths = {model.name: model.path for model in zoo.list_models()}
+    path = zoo_paths.get(kept["name"])
+    if path is None or not folder.source_matches(path):
+        path = folder.verified(SOURCE) if SOURCE in folder else None
+        if path is None:
+            raise ProbgenError(
+                f"{folder.path} keeps no program (it was written in a notebook): Run.open(path, program=program)"
+            )
+        warnings.warn(f"building the program from {path}, the copy kept with the run", stacklevel=3)
+    program = zoo.build(path, spec, kept["seed"], kept["options"])
+    program = _named(program, kept)
+    return _learned_by(program, config["by"])
+
+
+def _named(program: Program, kept: Mapping[str, Any]) -> Program:
+    from dataclasses import replace
+
+    return replace(program, origin=Origin(kept["name"], kept["path"], dict(kept["options"]), kept["seed"]))
+
+
+def _learned_by(program: Program, by: str | None) -> Program:
+    """The program with the loss that its config names, if it is not the file's own."""
+    if by is None or by == repr(program.by):
+        return program
+    from probgen.parsing import called
+    from probgen.schedules import Cosine, Linear, Steps
+
+    backend = backend_of(program)
+    losses = {name: value for name, value in vars(backend).items() if hasattr(value, "players")}
+    return program.learned_by(called(by, {**losses, "Linear": Linear, "Cosine": Cosine, "Steps": Steps}, "loss"))
