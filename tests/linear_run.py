@@ -84,7 +84,7 @@ def linear_run(source="digits", z_dim=2, **changes):
     steps = np.arange(50, 5001, 50)
     loss = 60 + 160 * np.exp(-steps / 300) + np.random.default_rng(0).normal(size=len(steps)) * 0.8
     run = SimpleNamespace(
-        program=SimpleNamespace(prepare={}, defaults={}),
+        program=SimpleNamespace(model=lambda x=None: None, guide=lambda x: None, prepare={}, defaults={}),
         name="linear",
         data=data,
         spec=data.spec,

@@ -55,8 +55,9 @@ def terms(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
     if len(lines) > len(CLASSES):
         lines = _summed(lines)
     ax = axes(ax)
+    colours = (BLUE, ORANGE, *CLASSES[2:])
     for i, (name, (steps, values)) in enumerate(lines.items()):
-        ax.plot(steps, values, color=CLASSES[i % len(CLASSES)], label=plain(name.removeprefix("term/")), linewidth=1.6)
+        ax.plot(steps, values, color=colours[i % len(colours)], label=plain(name.removeprefix("term/")), linewidth=1.6)
     plot(ax, "Terms of the loss by site", "step", "term (nats per datum)")
     _frame(ax, list(lines.values()))
     legend(ax, ncols=2 if len(lines) > 6 else 1)
@@ -95,7 +96,7 @@ def _frame(ax: Axes, lines: list[tuple[np.ndarray, np.ndarray]]) -> None:
             corner = (0.17, 0.97) if arrow == "↑" else (0.17, 0.03)
             ax.text(
                 *corner,
-                f"{arrow} {beyond:.4g} in the first steps",
+                f"{arrow} {beyond:.4g} in the first steps".replace("-", "−"),
                 transform=ax.transAxes,
                 fontsize=8.5,
                 color=MUTED,

@@ -52,7 +52,9 @@ def traversal(
         return _paths(ax, run, rows, shown, look, decoded.reshape(len(order), steps, -1), order, title)
     cells = decoded.reshape(len(order), steps, *decoded.shape[1:])
     names = [mathematical(f"{site}_{d + 1}") if "_" not in site else f"{d + 1}" for d in order]
-    return tiles.grid(ax, look, cells, title, row_labels=names, column_labels=[f"{o:+.2g}" for o in offsets])
+    return tiles.grid(
+        ax, look, cells, title, row_labels=names, column_labels=[f"{o:+.2g}".replace("-", "−") for o in offsets]
+    )
 
 
 def manifold(

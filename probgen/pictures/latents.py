@@ -92,7 +92,7 @@ def mathematical(name: str) -> str:
 
 def _scatter(ax: Axes, points: np.ndarray, labels: tuple[str, np.ndarray] | None) -> None:
     """Points coloured by class, each class named at its median, so that colour alone says nothing."""
-    options = {"s": 7, "linewidths": 0, "alpha": 0.75, "rasterized": len(points) > 300}
+    options = {"s": 7 if len(points) > 500 else 14, "linewidths": 0, "alpha": 0.75, "rasterized": len(points) > 300}
     if labels is None:
         ax.scatter(*points.T, color=BLUE, **options)
         return

@@ -1,0 +1,319 @@
+"""`report`: one self-contained HTML page that shows a run: what it says, its numbers, its pictures.
+
+Nothing is loaded from elsewhere: style and pictures lie in the file, drawn so that they follow light and dark mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.resources
+import inspect
+import io
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probgen import pictures
+from probgen.errors import ProbgenError
+from probgen.pictures import canvas
+from probgen.program import Site, arguments
+from probgen.show import Description
+from probgen.summary import headline, numbers, protocol
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FILE = "report.html"
+_TITLE = 0.22  # inches that a line of a picture's title takes, which the page sets itself
+_COLOURS = {
+    canvas.INK: "ink",
+    canvas.MUTED: "muted",
+    canvas.FAINT: "faint",
+    canvas.PAPER: "paper",
+    canvas.BLUE: "blue",
+    canvas.ORANGE: "orange",
+    canvas.SHADE: "shade",
+}
+_PACKAGES = ("probgen", "torch", "pyro-ppl", "jax", "numpyro", "numpy", "arviz-base")
+
+
+_TRUST = (
+    '<p class="text">The log-likelihood averages importance weights <i>p</i>(<i>x</i>, <i>z</i>) / <i>q</i>(<i>z</i> | '
+    "<i>x</i>) over draws of the guide. k-hat is the tail index of these weights for one datum.</p>"
+    '<p class="text">Below 0.5 the guide stands close to the posterior and the estimate converges fast; up to 0.7 it is '
+    "usable; above, a few draws decide it, and neither the number nor its error bar is to be trusted.</p>"
+    '<p class="protocol">Yao et al. 2018, Yes, but did it work? Evaluating variational inference. Vehtari et al. 2024, '
+    "Pareto smoothed importance sampling.</p>"
+)
+
+
+def write(run: Any, path: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report to `path`, or to `report.html` in the run's folder with every picture in `pictures/`.
+
+    Raises:
+        ProbgenError: neither a path nor a folder to write to.
+    """
+    folder = getattr(run, "folder", None)
+    if path is None and folder is None:
+        raise ProbgenError(
+            "this run is not saved, so its report has no folder: give a path, `run.report('report.html')`"
+        )
+    drawn: dict[str, Axes] = {}
+    content = page(run, drawn).encode()
+    if path is not None:
+        return _write_file(Path(path), content)
+    with folder.writer():
+        folder.write_bytes(FILE, content)
+        for name, ax in drawn.items():
+            folder.write_with(f"pictures/{name}.png", lambda p, ax=ax: ax.figure.savefig(p, dpi=200))
+    return Path(folder.path) / FILE
+
+
+def _write_file(path: Path, content: bytes) -> Path:
+    """The file, whole or not at all; a folder gets `report.html`."""
+    path = path / FILE if path.is_dir() else path
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise ProbgenError(f"cannot write the report to {path}: {error.strerror or error}") from error
+    return path
+
+
+def page(run: Any, drawn: dict[str, Axes] | None = None) -> str:
+    """The report as one HTML document; the pictures' axes are put into `drawn` by name."""
+    drawn = {} if drawn is None else drawn
+    style = importlib.resources.files("probgen").joinpath("report.css").read_text(encoding="utf-8")
+    with pictures.detached():
+        body = "\n".join(_sections(run, _Figures(run, drawn)))
+    name = escape(str(run.name))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}: report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><p class="kicker">{_origin(run)}</p><h1>{name}</h1><p class="headline">{escape(headline(run))}</p></header>\n'
+        f"{body}\n<footer>Written by probgen {escape(_version('probgen') or '')}. Losses and likelihoods are in nats per "
+        "datum, in the units of the data given; ± is one standard error.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _sections(run: Any, figures: _Figures) -> Iterator[str]:
+    yield _section("The program", "", _equations(run) + figures.row("diagram"), split=True)
+    yield _section("Numbers", "", _numbers(run))
+    yield _section("Training", "", figures.row("curves", "terms"))
+    yield _section(
+        "Samples",
+        "Draws of the program beside rows of the data. A model that copies its training set shows twice the same "
+        "picture in the last figure.",
+        figures.row("data", "samples", *figures.if_possible("means"), "nearest"),
+    )
+    if run.structure.sampled:
+        yield _section(
+            "Latent space",
+            "Where the guide places data, what latents decode to, and what is lost on the way there and back.",
+            figures.row("reconstructions", "latents", "traversal", *figures.if_possible("manifold")),
+        )
+        yield _section(
+            "Trust in the guide",
+            "",
+            f'<div class="figures">{figures.figure("khat")}\n<div>{_TRUST}</div></div>',
+        )
+    yield _section("How to repeat it", "", _repeat(run))
+
+
+def _section(title: str, lead: str, content: str, split: bool = False) -> str:
+    lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    content = f'<div class="figures">{content}</div>' if split else content
+    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>"
+
+
+class _Figures:
+    """The pictures of one run as HTML figures, each drawn once."""
+
+    def __init__(self, run: Any, drawn: dict[str, Axes]) -> None:
+        self.run, self.drawn = run, drawn
+        self.refused: dict[str, str] = {}
+        self.draw: dict[str, Callable[[Any], Axes]] = {
+            name: getattr(pictures, name) for name in pictures.__all__ if name != "detached"
+        }
+        self.draw["means"] = lambda run: pictures.samples(run, mean=True)
+
+    def row(self, *names: str) -> str:
+        """These pictures side by side; one that cannot be drawn says why."""
+        figures = "\n".join(self.figure(name) for name in names)
+        return figures if len(names) == 1 and names[0] == "diagram" else f'<div class="figures">\n{figures}\n</div>'
+
+    def if_possible(self, name: str) -> tuple[str, ...]:
+        """The picture's name if it can be drawn, for pictures that only some programs have."""
+        return (name,) if self._axes(name) is not None else ()
+
+    def _axes(self, name: str) -> Axes | None:
+        if name not in self.drawn and name not in self.refused:
+            try:
+                self.drawn[name] = self.draw[name](self.run)
+            except ProbgenError as error:
+                self.refused[name] = str(error)
+        return self.drawn.get(name)
+
+    def figure(self, name: str) -> str:
+        """One picture with its caption, or why there is none."""
+        ax = self._axes(name)
+        if ax is None:
+            why = escape(self.refused[name])
+            return (
+                f'<figure><figcaption>{escape(name.capitalize())}</figcaption><p class="undefined">{why}</p></figure>'
+            )
+        title = _plain(ax.get_title(loc="left"))
+        head, _, more = title.partition("\n")
+        small = f"<small>{escape(more)}</small>" if more else ""
+        ink = any(getattr(image.get_cmap(), "name", "") == "gray_r" for image in ax.images)
+        kind = ' class="ink"' if ink else ""
+        return f"<figure{kind}><figcaption>{escape(head)}{small}</figcaption>\n{svg(ax, name)}\n</figure>"
+
+
+def svg(ax: Axes, name: str) -> str:
+    """A picture as inline SVG without its title, its colours taken from the page's style."""
+    from matplotlib import rc_context
+
+    title = ax.get_title(loc="left")
+    ax.set_title("", loc="left")
+    width, height = ax.figure.get_size_inches()
+    ax.figure.set_size_inches(width, height - _TITLE * (1 + title.count("\n")))
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        ax.figure.savefig(file, format="svg", transparent=True, dpi=200, metadata=nothing)
+    ax.set_title(title, loc="left")
+    ax.figure.set_size_inches(width, height)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<style[^>]*>.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{name}">', text, count=1
+    )
+    for colour, variable in _COLOURS.items():
+        text = text.replace(colour, f"var(--{variable})")
+    # Identifiers are made unique in the page: every figure counts its own from one.
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+
+
+def _plain(title: str) -> str:
+    """A title's mathematics as plain text: `$z_{1}$` as z_1."""
+    title = title.replace(r"\$", "\0")
+    title = re.sub(r"\$([^$]*)\$", lambda m: re.sub(r"[{}]", "", m[1]), title)
+    return title.replace("\0", "$")
+
+
+def _equations(run: Any) -> str:
+    """The factorisation of model and guide, typeset."""
+    arrays = {name: name for name in run.structure.arrays}
+    guide = getattr(run.program, "guide", None)
+    reads = () if guide is None else tuple(arguments(guide, arrays, like=lambda: None))
+    rows = len(run.data.train) if run.data is not None else 0
+    lines = Description(str(run.name), run.structure, rows, reads).factorisation.splitlines()
+    sites = "".join(_site(site) for site in run.structure.model.values())
+    items = "".join(f"<li>{_typeset(line)}</li>" for line in lines)
+    table = (
+        '<div class="scroll"><table class="sites"><thead><tr><th>site</th><th></th><th>distribution</th><th>one event</th>'
+        f"<th>plates</th></tr></thead><tbody>{sites}</tbody></table></div>"
+    )
+    return f'<div>{_words(run.program.model)}<ul class="equations">{items}</ul>{table}</div>'
+
+
+def _words(model: Any) -> str:
+    """What the author says of the program: the docstring of the model, else of its file."""
+    doc = inspect.getdoc(model) if inspect.isroutine(model) else None
+    module = getattr(model, "__globals__", {})
+    if not doc and module.get("__name__") != "__main__":
+        doc = inspect.cleandoc(module.get("__doc__") or "")
+    first, _, rest = (doc or "").strip().partition("\n\n")
+    said = f'<p class="text">{escape(first)}</p>' if first else ""
+    return said + (f"<pre>{escape(rest)}</pre>" if rest else "")
+
+
+def _site(site: Site) -> str:
+    event = site.shape[len(site.shape) - site.event_dim :] if site.event_dim else ()
+    plates = ", ".join(f"{plate.name} (N)" if plate.data else f"{plate.name} ({plate.size})" for plate in site.plates)
+    role = "summed out" if site.enumerated else site.role
+    cells = (role, site.family, " × ".join(map(str, event)) or "a number", plates or "none")
+    quiet = "".join(f'<td class="quiet">{escape(cell)}</td>' for cell in cells)
+    return f"<tr><td>{_typeset(site.name)}</td>{quiet}</tr>"
+
+
+def _typeset(line: str) -> str:
+    """One line of plain mathematics as HTML: names in italics, numbers behind a low line as subscripts."""
+
+    def name(found: re.Match[str]) -> str:
+        stem, below = found[1], found[2]
+        return f"<i>{stem}</i>" + (f"<sub>{below}</sub>" if below else "")
+
+    return re.sub(r"(?<![&\w])([^\W\d_]+)(?:_(\w+))?(?![\w;])", name, escape(line))
+
+
+def _numbers(run: Any) -> str:
+    found = numbers(run.evaluation)
+    notes = list((run.evaluation or {}).get("notes", ()))
+    if not found and not notes:
+        return (
+            '<p class="undefined">This run was not evaluated yet: run.evaluate(data.test), or `probgen evaluate`.</p>'
+        )
+    rows = []
+    for number in found:
+        main = ' class="main"' if number.name in ("log_likelihood", "elbo") else ""
+        meaning = number.meaning
+        if number.monte_carlo is not None:
+            meaning += f"; {number.monte_carlo:.2g} of the error is from drawing latents"
+        rows.append(
+            f'<tr{main}><td class="first">{escape(number.label)}</td><td class="value">{escape(number.text)}</td>'
+            f'<td class="quiet unit">{escape(number.unit)}</td><td class="quiet">{escape(meaning)}</td></tr>'
+        )
+    said = protocol(run.evaluation)
+    listed = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
+    return (
+        '<div class="scroll"><table class="numbers"><thead><tr><th></th><th>value ± standard error</th><th>unit</th>'
+        f"<th>meaning</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        + (f'<p class="protocol">Protocol: {escape(said)}.</p>' if said else "")
+        + (f'<ul class="notes">{listed}</ul>' if listed else "")
+    )
+
+
+def _repeat(run: Any) -> str:
+    settings = {name: value for name, value in dict(run.options).items() if value is not None}
+    program = getattr(run.program, "origin", None)
+    chosen = {f"program: {name}": value for name, value in dict(getattr(program, "options", {}) or {}).items()}
+    versions = getattr(run, "versions", None) or {name: _version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version(), **{n: v for n, v in versions.items() if v}}
+    return (
+        f"<pre>{escape(str(run.command))}</pre>\n"
+        '<div class="figures" style="margin-top:24px">'
+        f"<div><h3>Settings</h3>{_pairs({**chosen, **settings})}</div>"
+        f"<div><h3>Versions</h3>{_pairs(versions)}</div></div>"
+    )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<tr><td class="key">{escape(str(name))}</td><td>{escape(str(value))}</td></tr>'
+        for name, value in values.items()
+    )
+    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _origin(run: Any) -> str:
+    origin = getattr(run.program, "origin", None)
+    return escape(Path(origin.path).name if origin is not None and origin.path else "probgen report")
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
