@@ -1,0 +1,73 @@
+"""Optimizers by name or as optax transformations, with the learning rate read at every step.
+
+Names mean what they mean in PyTorch, so that twins of a program take the same steps on both backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from probgen.errors import ProbgenError, did_you_mean
+from probgen.schedules import value_at
+
+NAMES = {
+    "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+    "adamw": lambda: optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.add_decayed_weights(1e-2)),
+    "sgd": optax.identity,
+    "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20),
+    "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False),
+}
+
+
+class Optimizer:
+    """One player's optimizer: a transformation, and the rate by which its updates are scaled.
+
+    A name is scaled by −lr · schedule(step); an optax transformation brings its own learning rate and sign, and only
+    the schedule scales it.
+    """
+
+    def __init__(self, optimizer: Any, lr: Any, schedule: Any, clip: float | None) -> None:
+        self.transform, self.own_rate = _resolve(optimizer)
+        self.lr, self.schedule, self.clip = lr, schedule, clip
+
+    def init(self, params: Any) -> Any:
+        """The optimizer's state for fresh parameters."""
+        return self.transform.init(params)
+
+    def update(self, grads: Any, state: Any, params: Any, step: Any) -> tuple[Any, Any, jax.Array]:
+        """New parameters, new state, and the gradient's norm before it was clipped."""
+        norm = optax.global_norm(grads)
+        if self.clip is not None:
+            shrink = jnp.minimum(1.0, self.clip / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+            grads = jax.tree.map(lambda g: g * shrink, grads)
+        updates, state = self.transform.update(grads, state, params)
+        rate = 1.0 if self.schedule is None else value_at(self.schedule, step)
+        rate = rate if self.own_rate else -rate * value_at(self.lr, step)
+        params = jax.tree.map(lambda p, u: p + jnp.asarray(rate, p.dtype) * u, params, updates)
+        return params, state, norm
+
+
+def _resolve(optimizer: Any) -> tuple[optax.GradientTransformation, bool]:
+    if isinstance(optimizer, str):
+        if optimizer not in NAMES:
+            raise ProbgenError(f"optimizer={optimizer!r} is not known{did_you_mean(optimizer, NAMES)}")
+        return NAMES[optimizer](), False
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return optimizer, True
+    raise ProbgenError(
+        f"optimizer={optimizer!r} is neither a name ({', '.join(NAMES)}) nor an optax transformation such as optax.adam(1e-3)"
+    )
+
+
+def of_player(value: Any, name: str, what: str) -> Any:
+    """A player's share of an option that may be a mapping by player."""
+    if not isinstance(value, Mapping):
+        return value
+    if name not in value:
+        raise ProbgenError(f"`{what}` names no value for the player {name!r}{did_you_mean(name, value)}")
+    return value[name]

@@ -1,0 +1,330 @@
+"""The trained program: draws, densities, posteriors and reconstructions, NumPy in and NumPy out.
+
+Every method is compiled once for the shape of its arrays; many draws are taken in chunks of bounded memory. Rows come
+first in every value of a local site, wherever the program keeps its data plate.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.handlers import seed, substitute, trace, uncondition
+
+from probgen.errors import ProbgenError
+from probgen.numpyro import terms
+from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepared, to_numpy, unnamed
+from probgen.numpyro.modes import mode
+from probgen.numpyro.scope import Scope, device_of
+from probgen.numpyro.structure import structure_of, unwrapped
+from probgen.numpyro.trace import as_jax, callables, log_density
+from probgen.program import Program, Site, rows_of
+
+Arrays = Mapping[str, Any]
+
+NUMBERS = 2**22  # values held at once by the sites of a chunk of draws
+
+
+class TrainedCallable:
+    """A trained model or guide: NumPyro's handlers, `Predictive` and `render_model` take it as any program.
+
+    It runs in eval mode, with its parameters and buffers in place.
+    """
+
+    def __init__(self, fn: Callable[..., Any], values: Mapping[str, Any]) -> None:
+        functools.update_wrapper(self, fn, updated=())
+        self.fn, self.values = fn, values
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the callable."""
+        with mode(False, self.fn), substitute(data=own_containers(self.values)):
+            return self.fn(*args, **kwargs)
+
+
+class Trained:
+    """A program with its weights; `arrays` is an example of a prepared batch, `rows` is N."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, np.ndarray],
+        arrays: Arrays,
+        *,
+        rows: int,
+        device: str = "cpu",
+        precision: str = "32",
+        seed: int = 0,
+    ) -> None:
+        self.rows, self.precision = rows, precision
+        self._device = device_of(device)
+        with self._scope():
+            arrays = as_jax(arrays)
+            self._program = prepared(program, arrays, seed)
+            leaves = collect(self._program, arrays, seed)
+            params, buffers = unnamed(weights, (leaves.params, leaves.buffers))
+            self._leaves = Leaves(params, buffers, leaves.transforms)
+            self._constrained = jax.device_put(leaves.constrained(params), self._device)
+            self._values = {**self._constrained, **jax.device_put(buffers, self._device)}
+            self.structure = structure_of(self._program, arrays, self._values)
+        self._model, self._guide = callables(self._program)
+        self._rows = frozenset(self.structure.data_plates)
+        self._compiled: dict[Any, Callable] = {}
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The trained model, a NumPyro callable."""
+        return TrainedCallable(self._program.model, self._values)
+
+    @property
+    def guide(self) -> Callable[..., Any] | None:
+        """The trained guide, a NumPyro callable, or None."""
+        return None if self._program.guide is None else TrainedCallable(self._program.guide, self._values)
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """Names to constrained parameters."""
+        return {name: to_numpy(leaf) for name, leaf in named(self._constrained, {}).items()}
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The networks' weights as trees, by the name they are registered under."""
+        suffix = "$params"
+        return {n.removesuffix(suffix): v for n, v in self._constrained.items() if n.endswith(suffix)}
+
+    # -- draws of the model --------------------------------------------------------------------------------------
+
+    def draw(self, n: int, seed: int, arrays: Arrays, prior: bool = False) -> dict[str, np.ndarray]:
+        """One run of the unconditioned model on n rows; global latents come from the guide unless `prior`."""
+        globals_ = [n for n, s in self.structure.sampled.items() if not s.local]
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
+            model_key, guide_key = jax.random.split(key)
+            drawn = {}
+            if globals_ and not prior:
+                q = self._trace(self._guide, values, guide_key, arrays)
+                drawn = {name: q[name]["value"] for name in globals_}
+            p = self._trace(uncondition(self._model), values, model_key, arrays, drawn)
+            return {
+                name: self._rows_first(p[name]["value"], name) for name in self.structure.model if self._shown(name)
+            }
+
+        return self._call(("draw", prior), run, seed, arrays)
+
+    def _shown(self, name: str) -> bool:
+        return self.structure.model[name].role != "factor"
+
+    # -- densities -----------------------------------------------------------------------------------------------
+
+    def log_weights(self, arrays: Arrays, k: int, seed: int) -> np.ndarray:
+        """log p(x_n, z | θ) − log q(z | x_n) of local terms, [k, B]; enumerated latents are summed out."""
+
+        def one(values: Any, key: jax.Array, arrays: Arrays) -> jax.Array:
+            run = self._pair(values, key, arrays)
+            return terms.per_datum(run, terms.log_weight(run))
+
+        return self._many("log_weights", one, arrays, k, seed)
+
+    def elbo(self, arrays: Arrays, draws: int, seed: int) -> np.ndarray:
+        """Draws of the ELBO per datum, [draws, B]; global terms are shared out over the N rows."""
+        return sum(self.terms(arrays, draws, seed).values())
+
+    def terms(self, arrays: Arrays, draws: int, seed: int) -> dict[str, np.ndarray]:
+        """log p of data and log p − log q of latents, [draws, B] each; global ones divided by N."""
+        size = rows_of(arrays)
+
+        def one(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
+            run = self._pair(values, key, arrays)
+            found = terms.site_terms(run)
+            terms.per_datum(run, found)
+            return {n: t if run.frames(n) else jnp.broadcast_to(t / self.rows, (size,)) for n, t in found.items()}
+
+        return self._many("terms", one, arrays, draws, seed)
+
+    def posterior(self, arrays: Arrays, draws: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Latents ([draws, B, ...] local, [draws, ...] global), and log p and log q of the local terms, [draws, B].
+
+        Latents that are enumerated in the model are drawn from their exact conditional.
+        """
+
+        def one(values: Any, key: jax.Array, arrays: Arrays) -> tuple:
+            run = terms.run(key, values, self._model, self._guide, (), arrays, self._rows, sum_out=False)
+            log_q = {n: run.per_row(log_density(run.q[n]), n) for n in [*run.latents, *run.auxiliary]}
+            drawn = {n: run.q[n]["value"] for n in run.latents}
+            log_p = self._log_p(values, key, arrays, drawn)
+            if self.structure.enumerated:
+                drawn |= self._conditional(values, jax.random.fold_in(key, 1), arrays, drawn)
+            local_q = [q for n, q in log_q.items() if run.frames(n)]
+            q = sum(local_q) if local_q else jnp.zeros_like(log_p)
+            return {n: self._rows_first(v, n) for n, v in drawn.items()}, log_p, q
+
+        return self._many("posterior", one, arrays, draws, seed)
+
+    def _log_p(self, values: Any, key: jax.Array, arrays: Arrays, drawn: Mapping[str, jax.Array]) -> jax.Array:
+        """log p(x_n, z_n) of local terms at given latents, enumerated ones summed out, [B]."""
+        run = self._pair(values, key, arrays, guide=_delta_guide(drawn))
+        return terms.per_datum(run, terms.log_weight(run))
+
+    def _conditional(
+        self, values: Any, key: jax.Array, arrays: Arrays, drawn: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """A draw of the enumerated latents given the data and the other latents."""
+        from probgen.numpyro.enumeration import draw_conditional
+
+        model = substitute(substitute(self._model, data=dict(values)), data=dict(drawn))
+        return draw_conditional(model, key, arrays, list(self.structure.enumerated))
+
+    def log_joint(self, arrays: Arrays, latents: Arrays, seed: int) -> tuple[dict, dict]:
+        """Log densities of model and guide at given latents by site: [B] for local sites, scalars for global ones."""
+        given = {n: self._rows_back(v, n) for n, v in as_jax(latents).items()}
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> tuple[dict, dict]:
+            guide = substitute(self._guide, data=given)
+            found = terms.run(
+                key, values, substitute(self._model, data=given), guide, (), arrays, self._rows, sum_out=False
+            )
+            model = [*found.observed, *[n for n, s in found.p.items() if terms.drawn(s)]]
+            return (
+                {n: found.per_row(log_density(found.p[n]), n) for n in model},
+                {n: found.per_row(log_density(found.q[n]), n) for n in [*found.latents, *found.auxiliary]},
+            )
+
+        with self._scope():
+            return _numpy(run(self._values, jax.random.key(seed), as_jax(arrays)))
+
+    # -- means ---------------------------------------------------------------------------------------------------
+
+    def reconstruct(self, arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
+        """The mean of every data site's distribution at one draw of the guide, [B, ...]."""
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
+            model_key, guide_key = jax.random.split(key)
+            q = self._trace(self._guide, values, guide_key, arrays)
+            drawn = {n: q[n]["value"] for n in self.structure.sampled}
+            if self.structure.enumerated:
+                drawn |= self._conditional(values, jax.random.fold_in(key, 1), arrays, drawn)
+            return self._means(self._trace(self._model, values, model_key, arrays, drawn))
+
+        return self._call(("reconstruct",), run, seed, arrays)
+
+    def decode(self, latents: Arrays, n: int, seed: int, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The mean of every data site's distribution at given latents, [n, ...]; other latents are drawn."""
+
+        def run(values: Any, key: jax.Array, both: tuple[Arrays, Arrays]) -> dict[str, jax.Array]:
+            arrays, latents = both
+            given = {name: self._rows_back(value, name) for name, value in latents.items()}
+            return self._means(self._trace(uncondition(self._model), values, key, arrays, given))
+
+        with self._scope():
+            compiled = self._jit(("decode",), run)
+            return _numpy(compiled(self._values, jax.random.key(seed), (as_jax(arrays), as_jax(latents))))
+
+    def _means(self, p: terms.Trace) -> dict[str, jax.Array]:
+        return {n: self._rows_first(_mean(p[n]["fn"]), n) for n in self.structure.observed}
+
+    def k_hat(self, log_weights: np.ndarray) -> np.ndarray:
+        """Pareto k̂ of every datum's weights [k, B] → [B], by NumPyro's generalised-Pareto fit.
+
+        Below 0.5 the weights have finite variance; above 0.7 an importance-weighted number is not to be trusted
+        (Vehtari et al., arXiv:1507.02646).
+        """
+        from numpyro.infer.importance import _psis_khat
+
+        return np.array([_psis_khat(np.asarray(column, np.float64)) for column in np.asarray(log_weights).T])
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def _pair(self, values: Any, key: jax.Array, arrays: Arrays, guide: Callable | None = None) -> terms.Run:
+        return terms.run(key, values, self._model, guide or self._guide, (), arrays, self._rows)
+
+    def _trace(
+        self, fn: Callable, values: Any, key: jax.Array, arrays: Arrays, given: Mapping[str, Any] | None = None
+    ) -> terms.Trace:
+        values = {**own_containers(values), **(given or {})}
+        return trace(substitute(seed(fn, key), data=values)).get_trace(**arrays)
+
+    def _call(self, name: tuple, run: Callable, seed: int, arrays: Arrays) -> Any:
+        """One compiled run."""
+        with self._scope():
+            return _numpy(self._jit(name, run)(self._values, jax.random.key(seed), as_jax(arrays)))
+
+    def _many(self, name: str, one: Callable, arrays: Arrays, draws: int, seed: int) -> Any:
+        """`draws` compiled runs, chunk by chunk; the last chunk is filled up so that all have one shape."""
+        with self._scope():
+            arrays = as_jax(arrays)
+            chunk = min(self._chunk(rows_of(arrays)), 1 << (draws - 1).bit_length())
+            many = self._jit((name,), jax.vmap(one, in_axes=(None, 0, None)))
+            key, parts = jax.random.key(seed), []
+            for first in range(0, draws, chunk):
+                keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + chunk))
+                part = _numpy(many(self._values, keys, arrays))
+                parts.append(jax.tree.map(lambda a, first=first: a[: draws - first], part))
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+    def _chunk(self, rows: int) -> int:
+        """How many draws are taken at once, a power of two."""
+        sites = [*self.structure.model.values(), *self.structure.guide.values()]
+        numbers = sum(int(np.prod(s.shape)) * rows // max(1, _rows_in(s)) for s in sites)
+        return 1 << max(0, (NUMBERS // max(1, numbers)).bit_length() - 1)
+
+    def _jit(self, name: Any, run: Callable) -> Callable:
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(run)
+        return self._compiled[name]
+
+    def _scope(self) -> Any:
+        fns = [self._program.model, self._program.guide] if hasattr(self, "_program") else []
+        return Scope(self._device, self.precision, False, fns)
+
+    def _rows_first(self, value: jax.Array, name: str) -> jax.Array:
+        axis = _row_axis(self.structure.model.get(name) or self.structure.guide[name])
+        return value if axis is None else jnp.moveaxis(value, axis, 0)
+
+    def _rows_back(self, value: jax.Array, name: str) -> jax.Array:
+        site = self.structure.model.get(name)
+        if site is None:
+            raise ProbgenError(f"the program has no latent {name!r}; there are: {', '.join(self.structure.latents)}")
+        axis = _row_axis(site)
+        return value if axis is None else jnp.moveaxis(value, 0, axis)
+
+
+def _row_axis(site: Site) -> int | None:
+    """The axis of a site's value that counts rows, from the right."""
+    dims = [plate.dim for plate in site.plates if plate.data]
+    return dims[0] - site.event_dim if dims else None
+
+
+def _rows_in(site: Site) -> int:
+    return next((plate.size for plate in site.plates if plate.data), 1)
+
+
+def _mean(fn: Any) -> jax.Array:
+    """A distribution's mean; of a class its most probable one."""
+    base = unwrapped(fn)
+    if hasattr(base, "probs") and type(base).__name__.startswith("Categorical"):
+        return jnp.broadcast_to(jnp.argmax(base.probs, -1), fn.shape())
+    try:
+        return jnp.broadcast_to(fn.mean, fn.shape())
+    except (NotImplementedError, AttributeError) as error:
+        raise ProbgenError(f"the distribution {type(base).__name__} of a data site has no mean to show") from error
+
+
+def _delta_guide(drawn: Mapping[str, jax.Array]) -> Callable[..., None]:
+    """A guide that puts all its mass at given values and adds nothing to a density."""
+    import numpyro
+    from numpyro.distributions import Delta
+
+    def guide(**_: Any) -> None:
+        for name, value in drawn.items():
+            numpyro.sample(name, Delta(value, event_dim=jnp.ndim(value)))
+
+    return guide
+
+
+def _numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
