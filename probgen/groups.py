@@ -27,7 +27,7 @@ def tree(
     """The groups of `posterior`, made by `arviz_base.from_dict`.
 
     `values` are draws [draws, B, ...] of local latents and [draws, ...] of global ones, `stats` and `likelihood`
-    [draws, B], `raw` the rows as they came and `indices` their numbers.
+    [draws, B] (`log_ratio_global`: [draws]), `raw` the rows as they came and `indices` their numbers.
     """
     import arviz_base
 
@@ -41,8 +41,8 @@ def tree(
     found = {group: {name: np.asarray(v)[None] for name, v in part.items()} for group, part in drawn.items()}
     found |= {"observed_data": observed, "constant_data": {n: v for n, v in others.items() if v.ndim > 1}}
     found = {group: {_free(name): v for name, v in part.items()} for group, part in found.items() if part}
-    dims = {name: ["data"] for part in found.values() for name in part}
-    dims |= {_free(name): [] for name in latents if name not in local}
+    whole = {_free(name) for name in latents if name not in local} | {"log_ratio_global"}
+    dims = {name: [] if name in whole else ["data"] for part in found.values() for name in part}
     made = arviz_base.from_dict(found, dims=dims, coords={"data": indices}, attrs=_attributes(trained, found, k))
     return _labelled(made, {_free(name): v for name, v in others.items() if v.ndim == 1})
 
@@ -58,7 +58,7 @@ def _attributes(trained: Any, found: Mapping[str, Any], k: int) -> dict[str, dic
         return {}
     integrated = structure.kind == "latent" and any(site.local for site in structure.latents.values())
     said = {
-        "loo_valid": int(structure.has_global_latents),
+        "loo_valid": int(structure.has_global_latents and "log_ratio_global" in found["sample_stats"]),
         "training_rows": int(trained.rows),
         "importance_samples": k if integrated else 0,
     }

@@ -8,7 +8,9 @@ DataTree on every ArviZ from 0.8 (arviz-base) on; its netCDF file opens with Arv
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,10 +42,11 @@ def posterior(
 ) -> DataTree:
     """Draws of the guide for `rows`, or for `max_rows` of them chosen by seed.
 
-    Groups: `posterior`; `sample_stats` with `log_p` = log p(x, z) and `log_q` = log q(z | x) per datum, those of
-    global latents divided by N; `log_likelihood`, log p(x_n | θ_s) in the units of the raw data, local latents
-    integrated out by `k` importance weights (so one value for all draws where no latent is global); `observed_data`
-    raw; `constant_data`, every other array. Arrays of one number a row (labels) are coordinates along `data`.
+    Groups: `posterior`; `sample_stats` with `log_p` = log p(x, z | θ) and `log_q` = log q(z | x, θ) per datum, and
+    `log_ratio_global` = log p(θ) − log q(θ) per draw where latents are global; `log_likelihood`, log p(x_n | θ_s) in
+    the units of the raw data, local latents integrated out by `k` importance weights (so one value for all draws
+    where no latent is global); `observed_data`, raw; `constant_data`, every other array. Arrays of one number a row
+    (labels) are coordinates along `data`.
 
     Raises:
         ProbgenError: no rows, a program without latents, or draws that would not fit into memory.
@@ -55,15 +58,16 @@ def posterior(
     # A draw of the global latents holds for all rows, so these cannot be cut into batches.
     size = len(indices) if structure.has_global_latents else min(ROWS, particles(structure))
     batches = []
-    for i, (_, arrays, log_jacobian) in enumerate(
-        evaluation_batches(chosen, preparation, size, seed_at(seed, PREPARE))
-    ):
-        values, log_p, log_q = _draws(trained, arrays, draws, seed_at(seed, DRAW, i))
-        likelihood = _log_likelihood(trained, arrays, log_jacobian, values, draws, k, seed_at(seed, WEIGH, i))
-        batches.append((values, log_p, log_q, likelihood))
-    values = {name: _along_rows(structure, name, [batch[0][name] for batch in batches]) for name in batches[0][0]}
-    stats = {name: np.concatenate([b[i] for b in batches], axis=1) for i, name in ((1, "log_p"), (2, "log_q"))}
-    likelihood = {name: np.concatenate([b[3][name] for b in batches], axis=1) for name in batches[0][3]}
+    feed = evaluation_batches(chosen, preparation, size, seed_at(seed, PREPARE))
+    for i, (_, arrays, log_jacobian) in enumerate(feed):
+        drawn = _draw(trained, arrays, draws, seed_at(seed, DRAW, i))
+        estimates = _log_likelihood(trained, arrays, log_jacobian, drawn, k, seed_at(seed, WEIGH, i))
+        batches.append((drawn, estimates))
+    values = {name: _along_rows(structure, name, [b.values[name] for b, _ in batches]) for name in batches[0][0].values}
+    stats = {name: np.concatenate([getattr(b, name) for b, _ in batches], axis=1) for name in ("log_p", "log_q")}
+    if batches[0][0].terms is not None:
+        stats["log_ratio_global"] = _log_ratio(trained, batches[0][0])
+    likelihood = {name: np.concatenate([e[name] for _, e in batches], axis=1) for name in batches[0][1]}
     raw = chosen[np.arange(len(chosen))]
     return groups.tree(trained, values, stats, likelihood, raw, indices, k)
 
@@ -97,8 +101,8 @@ def loo(tree: DataTree, **options: Any) -> Any:
             f"make it with run.posterior(data.train, rows={needed})"
         )
     stats = tree["sample_stats"]
-    total = {name: stats[name].sum("data") for name in ("log_p", "log_q")}
-    return loo_approximate_posterior(tree, total["log_p"], total["log_q"], **options)
+    log_p = stats["log_p"].sum("data") + stats["log_ratio_global"]
+    return loo_approximate_posterior(tree, log_p, stats["log_q"].sum("data"), **options)
 
 
 def _check(structure: Structure, rows: int, draws: int, max_rows: int) -> None:
@@ -125,68 +129,92 @@ def _chosen(rows: int, max_rows: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(rows, max_rows, replace=False))
 
 
-def _draws(
-    trained: Any, arrays: Mapping[str, np.ndarray], draws: int, seed: int
-) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Draws [draws, B, ...] with their log p and log q [draws, B], a bounded number at a time."""
-    sizes = pieces(draws, particles(trained.structure) // rows_of(arrays))
+@dataclass(frozen=True)
+class _Drawn:
+    """Draws [draws, B, ...] of local latents, [draws, ...] of global ones; log p and log q of local terms [draws, B].
+
+    `terms` are the ELBO's summands of the same draws, for a program with global latents.
+    """
+
+    values: dict[str, np.ndarray]
+    log_p: np.ndarray
+    log_q: np.ndarray
+    terms: dict[str, np.ndarray] | None = None
+
+
+def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int, seed: int) -> _Drawn:
+    """A bounded number of draws at a time."""
+    sizes = list(pieces(draws, particles(trained.structure) // rows_of(arrays)))
     parts = [trained.posterior(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     values = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-    return values, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
+    drawn = _Drawn(values, *(np.concatenate([part[i] for part in parts]) for i in (1, 2)))
+    if not trained.structure.has_global_latents:
+        return drawn
+    parts = [trained.terms(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
+    terms = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+    return replace(drawn, terms=terms) if _same_draws(trained.structure, drawn, terms) else drawn
+
+
+def _same_draws(structure: Structure, drawn: _Drawn, terms: Mapping[str, np.ndarray]) -> bool:
+    """Whether the terms of this seed are those of these very draws: the local ones add up to log p − log q."""
+    whole = [name for name, site in structure.latents.items() if not site.local]
+    local = sum(term for name, term in terms.items() if name not in whole)
+    return set(whole) <= set(terms) and np.allclose(local, drawn.log_p - drawn.log_q, rtol=1e-3, atol=1e-2)
+
+
+def _log_ratio(trained: Any, drawn: _Drawn) -> np.ndarray:
+    """log p(θ_s) − log q(θ_s) of all global latents together, [draws]."""
+    whole = [name for name, site in trained.structure.latents.items() if not site.local]
+    return sum(drawn.terms[name][:, 0] for name in whole) * trained.rows
 
 
 def _log_likelihood(
-    trained: Any,
-    arrays: Mapping[str, np.ndarray],
-    log_jacobian: np.ndarray,
-    values: Mapping[str, np.ndarray],
-    draws: int,
-    k: int,
-    seed: int,
+    trained: Any, arrays: Mapping[str, np.ndarray], log_jacobian: np.ndarray, drawn: _Drawn, k: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """log p(x_n | θ_s) in raw units, [draws, B], by data site; of all together where they share local latents."""
+    """log p(x_n | θ_s) in raw units, [draws, B], by data site; `joint` where data sites share local latents."""
     structure = trained.structure
     if structure.kind not in ("exact", "latent"):
         return {}
-    latents = {name: values[name] for name, site in structure.latents.items() if not site.local and name in values}
-    integrated = any(site.local for site in structure.latents.values())
-    if latents and not integrated:
-        sites = _by_site(trained, arrays, latents, draws, seed)
-    elif latents:
-        one = [{name: value[s] for name, value in latents.items()} for s in range(draws)]
-        parts = [_weighed(trained, arrays, k, seed_at(seed, s), latents=fixed) for s, fixed in enumerate(one)]
-        sites = {"joint": np.stack(parts)}
+    if structure.has_global_latents:
+        sites = _given_globals(structure, drawn)
     else:
         estimate = _weighed(trained, arrays, 1 if structure.kind == "exact" else k, seed)
-        sites = {"joint": np.broadcast_to(estimate, (draws, len(estimate)))}
+        sites = {"joint": np.broadcast_to(estimate, (len(drawn.log_p), len(estimate)))}
     if len(sites) > 1 and np.any(log_jacobian):  # one Jacobian for all: there is no saying which site's it is
         sites = {"joint": sum(sites.values())}
-    if len(structure.observed) == 1:
+    if len(sites) == 1 and len(structure.observed) == 1:
         sites = {next(iter(structure.observed)): next(iter(sites.values()))}
     return {name: value + log_jacobian for name, value in sites.items()}
 
 
-def _weighed(trained: Any, arrays: Mapping[str, np.ndarray], k: int, seed: int, **fixed: Any) -> np.ndarray:
+def _weighed(trained: Any, arrays: Mapping[str, np.ndarray], k: int, seed: int) -> np.ndarray:
     """log (1/k) Σ w per datum, local latents integrated out, [B]."""
     sizes = pieces(k, particles(trained.structure) // rows_of(arrays))
-    parts = [trained.log_weights(arrays, size, seed_at(seed, i), **fixed) for i, size in enumerate(sizes)]
+    parts = [trained.log_weights(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     return log_mean_weight(np.concatenate(parts).astype(np.float64))
 
 
-def _by_site(
-    trained: Any, arrays: Mapping[str, np.ndarray], latents: Mapping[str, np.ndarray], draws: int, seed: int
-) -> dict[str, np.ndarray]:
-    """log p(x_n | θ_s) of every data site, or numbered series of data sites, where all latents are global."""
-    series = numbered(trained.structure.observed)
-    single = [name for name in trained.structure.observed if not any(name in names for names in series.values())]
-    groups = {**{name: [name] for name in single}, **series}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in groups}
-    for s in range(draws):
-        one = {name: value[s] for name, value in latents.items()}
-        model = trained.log_joint(arrays, one, seed_at(seed, s))[0]
-        for name, members in groups.items():
-            found[name].append(sum(np.asarray(model[member], dtype=np.float64) for member in members))
-    return {name: np.stack(parts) for name, parts in found.items()}
+def _given_globals(structure: Structure, drawn: _Drawn) -> dict[str, np.ndarray]:
+    """log p(x_n | θ_s) from the terms of the same draws: of each data site, or of each numbered series of them."""
+    local = [name for name, site in structure.latents.items() if site.local]
+    if drawn.terms is None or any(name in structure.guide for name in local):
+        warnings.warn(
+            "posterior: no log_likelihood group, since log p(x_n | θ) needs the local latents "
+            f"({', '.join(local) or 'none'}) integrated out anew for every draw of the global ones",
+            stacklevel=4,
+        )
+        return {}
+    whole = [name for name, site in structure.latents.items() if not site.local]
+    terms = {name: term for name, term in drawn.terms.items() if name not in whole}
+    if local:
+        return {"joint": sum(terms.values())}
+    series = numbered(structure.observed)
+    members = {member: base for base, names in series.items() for member in names}
+    sites: dict[str, np.ndarray] = {}
+    for name in structure.observed:
+        base = members.get(name, name)
+        sites[base] = sites.get(base, 0.0) + terms[name]
+    return sites
 
 
 def _along_rows(structure: Structure, name: str, parts: list[np.ndarray]) -> np.ndarray:

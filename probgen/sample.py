@@ -12,6 +12,7 @@ import numpy as np
 
 from probgen.chunks import particles, pieces, seed_at
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.program import Site, Structure
 from probgen.sites import arrays_of, stack_numbered
 
 
@@ -26,25 +27,55 @@ def sample(
 ) -> dict[str, np.ndarray]:
     """`n` rows of every site of the model, data sites taken back through `prepare`.
 
-    Global latents (no axis of rows) come from the guide, and from the model with `prior=True`; local latents come
-    from the model. `given` holds the arrays that the program is conditioned on, one value for all rows or `n` of
-    them, in the data's own units. Sites `z_1..z_T` of one shape are returned as `z`, [n, T, ...].
+    Local latents come from the model. Global latents come from the guide, one draw for each row; with `prior=True`
+    they come from the model, one draw for all rows (no axis of rows). `given` holds the arrays that the program is
+    conditioned on, one value for all rows or `n` of them, in the data's own units. Sites `z_1..z_T` of one shape are
+    returned as `z`, [n, T, ...].
 
     Raises:
         ProbgenError: a given array is missing, unknown, of another shape or out of its range, or names a data site.
     """
     if int(n) != n or n < 1:
         raise ProbgenError(f"sample: `n` is {n!r}; ask for at least one row")
-    arrays = _arrays(trained.structure, preparation, spec, int(n), dict(given or {}), seed)
-    parts, first = [], 0
-    for i, size in enumerate(_pieces(trained.structure, int(n))):
+    structure = trained.structure
+    arrays = _arrays(structure, preparation, spec, int(n), dict(given or {}), seed)
+    by_row, whole = _run(trained, int(n), seed, arrays, prior)
+    draws = stack_numbered(whole, 0) | stack_numbered(by_row, 1)
+    return draws | to_data_units(draws, preparation, arrays_of(structure, preparation.spec(spec)))
+
+
+Draws = dict[str, np.ndarray]
+
+
+def _run(trained: Any, n: int, seed: int, arrays: Draws, prior: bool) -> tuple[Draws, Draws]:
+    """Runs of the unconditioned model on pieces of the rows, joined: sites with an axis of rows, and those without.
+
+    A draw of the global latents from the guide serves one row, so that rows are independent; from the prior, all.
+    """
+    structure = trained.structure
+    shared, first, parts = structure.has_global_latents, 0, []
+    sizes = list(pieces(n, 1 if shared and not prior else n if shared else particles(structure)))
+    for i, size in enumerate(sizes):
         rows = {name: values[first : first + size] for name, values in arrays.items()}
         parts.append(trained.draw(size, seed_at(seed, i), rows, prior=prior))
         first += size
-    single = {name for name, site in trained.structure.model.items() if not site.local and site.role != "observed"}
-    draws = stack_numbered({name: parts[0][name] for name in parts[0] if name in single}, 0)
-    draws |= stack_numbered({n: np.concatenate([p[n] for p in parts]) for n in parts[0] if n not in single}, 1)
-    return draws | to_data_units(draws, preparation, arrays_of(trained.structure, preparation.spec(spec)))
+    by_row, whole = {}, {}
+    for name, value in parts[0].items():
+        site = structure.model.get(name)
+        if _has_rows(site, value, sizes[0]):
+            by_row[name] = np.concatenate([part[name] for part in parts])
+        elif shared and not prior:
+            by_row[name] = np.stack([np.reshape(part[name], site.shape) for part in parts])
+        else:
+            whole[name] = value
+    return by_row, whole
+
+
+def _has_rows(site: Site | None, value: np.ndarray, rows: int) -> bool:
+    """Whether a drawn value has an axis of rows; a deterministic site need not lie in the data plate to have one."""
+    if site is None or site.role == "deterministic":
+        return np.ndim(value) > 0 and len(value) == rows
+    return site.local or site.role == "observed"
 
 
 def to_data_units(
@@ -56,13 +87,8 @@ def to_data_units(
     return {name: back[array] for name, array in there.items()}
 
 
-def _pieces(structure: Any, n: int) -> list[int]:
-    """Rows per run; one run serves all rows that share a draw of the global latents."""
-    return [n] if structure.has_global_latents else list(pieces(n, particles(structure)))
-
-
 def _arrays(
-    structure: Any, preparation: Any, spec: Mapping[str, Any], n: int, given: dict[str, Any], seed: int
+    structure: Structure, preparation: Any, spec: Mapping[str, Any], n: int, given: dict[str, Any], seed: int
 ) -> dict[str, np.ndarray]:
     """`n` prepared rows of every array that the program names: the given ones, and anything valid for the rest."""
     required = [name for name, role in structure.arrays.items() if role == "given"]
@@ -83,7 +109,7 @@ def _arrays(
     return {**values, **placeholders}
 
 
-def _not_given(name: str, structure: Any, required: list[str]) -> str:
+def _not_given(name: str, structure: Structure, required: list[str]) -> str:
     if name in structure.observed or structure.arrays.get(name) == "data":
         return (
             f"sample: {name!r} is drawn by the program, so it cannot be given: to hold a part of a draw fixed "

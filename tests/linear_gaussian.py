@@ -126,39 +126,30 @@ class NormalMean:
         x = Site("x", "observed", "Normal", (10,), 0, (Plate("data", 10, -1, True),), parents=("theta",))
         return Structure({"theta": theta, "x": x}, {"theta": theta}, ("data",), False, {"x": "data"})
 
-    def posterior(self, arrays, draws, seed):
-        theta = self.qm + self.qs * np.random.default_rng(seed).normal(size=draws)
-        shared = normal_log_prob(theta, 0, self.tau)[:, None] / self.rows
-        log_p = normal_log_prob(arrays["x"], theta[:, None], self.s) + shared
-        log_q = normal_log_prob(theta, self.qm, self.qs)[:, None] / self.rows + np.zeros(len(arrays["x"]))
-        return {"theta": theta}, log_p, log_q
-
-    def log_joint(self, arrays, latents, seed):
-        x = normal_log_prob(arrays["x"], latents["theta"], self.s)
-        model = {"theta": normal_log_prob(latents["theta"], 0, self.tau), "x": x}
-        return model, {"theta": normal_log_prob(latents["theta"], self.qm, self.qs)}
+    def theta(self, draws, seed):
+        return self.qm + self.qs * np.random.default_rng(seed).normal(size=draws)
 
     def log_weights(self, arrays, k, seed):
-        theta = self.posterior(arrays, k, seed)[0]["theta"]
-        return normal_log_prob(arrays["x"], theta[:, None], self.s)
+        return normal_log_prob(arrays["x"], self.theta(k, seed)[:, None], self.s)
 
-    def elbo(self, arrays, draws, seed):
-        _, log_p, log_q = self.posterior(arrays, draws, seed)
-        return log_p - log_q
+    def posterior(self, arrays, draws, seed):
+        log_p = self.log_weights(arrays, draws, seed)
+        return {"theta": self.theta(draws, seed)}, log_p, np.zeros_like(log_p)
 
     def terms(self, arrays, draws, seed):
-        values, log_p, log_q = self.posterior(arrays, draws, seed)
-        theta = values["theta"]
-        kl = (normal_log_prob(theta, 0, self.tau) - normal_log_prob(theta, self.qm, self.qs)) / self.rows
-        x = normal_log_prob(arrays["x"], theta[:, None], self.s)
-        return {"theta": np.broadcast_to(kl[:, None], x.shape), "x": x}
+        theta, x = self.theta(draws, seed), self.log_weights(arrays, draws, seed)
+        ratio = normal_log_prob(theta, 0, self.tau) - normal_log_prob(theta, self.qm, self.qs)
+        return {"theta": np.broadcast_to(ratio[:, None] / self.rows, x.shape), "x": x}
+
+    def elbo(self, arrays, draws, seed):
+        return sum(self.terms(arrays, draws, seed).values())
 
     def reconstruct(self, arrays, seed):
         return {"x": np.full(len(arrays["x"]), self.qm)}
 
     def draw(self, n, seed, arrays, prior=False):
         rng = np.random.default_rng(seed)
-        theta = rng.normal() * self.tau if prior else self.qm + self.qs * rng.normal()
+        theta = rng.normal() * self.tau if prior else self.theta(1, seed + 1)[0]
         return {"theta": np.asarray(theta), "x": theta + self.s * rng.normal(size=n)}
 
     def k_hat(self, log_weights):

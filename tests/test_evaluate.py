@@ -80,7 +80,7 @@ def test_the_density_is_that_of_the_raw_data():
 def test_monte_carlo_error_agrees_with_repeated_runs():
     """sd over 200 repeats is known to 5%: 20% is 4 of its own standard errors (false alarm 6e-5)."""
     trained = LinearGaussian(moved=0.2, wider=1.2)
-    data, preparation, arrays = setting(trained, n=50)
+    data, preparation, _arrays = setting(trained, n=50)
     runs = [evaluate(trained, preparation, data.train, data.spec, k=100, seed=s) for s in range(200)]
     measured = np.std([run["log_likelihood"] for run in runs], ddof=1)
     assert np.mean([run["log_likelihood_mc_se"] for run in runs]) == pytest.approx(measured, rel=0.2)

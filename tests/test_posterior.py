@@ -86,7 +86,8 @@ def test_global_latents():
     assert theta.dims == ("chain", "draw")
     expected = -0.5 * (x - theta.values[0][:, None]) ** 2 - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected)
-    total = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]).sum("data")
+    stats = tree["sample_stats"]
+    total = (stats["log_p"] - stats["log_q"]).sum("data") + stats["log_ratio_global"]
     np.testing.assert_allclose(total[0], trained.log_evidence(), atol=1e-9)
 
 

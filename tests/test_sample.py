@@ -107,14 +107,24 @@ def test_more_bad_input():
         sample(trained, *setting(trained), 0)
 
 
-def test_one_draw_of_a_global_latent_serves_all_rows(monkeypatch):
+def test_every_row_has_its_own_draw_of_a_global_latent():
+    """Mean and sd of 4000 draws within 4.5 standard errors (false alarm 2e-5 together)."""
+    x = np.random.default_rng(0).normal(3.0, 1.0, size=5)
+    trained, data = NormalMean(x), load_data({"x": x})
+    draws = sample(trained, Preparation.of({}, data), data.spec, 4000)
+    assert draws["theta"].shape == draws["x"].shape == (4000,)
+    for name, variance in (("theta", trained.v), ("x", trained.v + 1)):
+        assert abs(draws[name].mean() - trained.m) < 4.5 * np.sqrt(variance / 4000)
+        assert draws[name].std() == pytest.approx(np.sqrt(variance), rel=4.5 / np.sqrt(8000))
+
+
+def test_one_prior_draw_of_a_global_latent_serves_all_rows(monkeypatch):
     monkeypatch.setattr(chunks, "NUMBERS", 10)
     x = np.random.default_rng(0).normal(3.0, 1.0, size=50)
     trained, data = NormalMean(x), load_data({"x": x})
     preparation = Preparation.of({}, data)
-    draws = sample(trained, preparation, data.spec, 4000)
-    assert draws["theta"].shape == () and abs(draws["theta"] - trained.m) < 4.5 * np.sqrt(trained.v)
-    assert abs(draws["x"].mean() - draws["theta"]) < 4.5 / np.sqrt(4000)
+    draws = sample(trained, preparation, data.spec, 4000, prior=True)
+    assert draws["theta"].shape == () and abs(draws["x"].mean() - draws["theta"]) < 4.5 / np.sqrt(4000)
     priors = [sample(trained, preparation, data.spec, 1, seed=s, prior=True)["theta"] for s in range(200)]
     assert np.std(priors) == pytest.approx(2.0, rel=0.25)  # known to 5%: false alarm 6e-7
 

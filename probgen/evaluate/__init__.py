@@ -24,8 +24,9 @@ from probgen.sites import arrays_of
 
 __all__ = ["evaluate"]
 
-ROWS = 100  # rows a batch
-DRAWS = 100  # draws a row for what is no importance-weighted estimate
+ROWS = 500  # rows a batch
+TERM_DRAWS = 20
+UNIT_DRAWS = 50  # a unit's noise, Var_q / 50, is taken off: what is left of it is far below the threshold
 
 NO_LIKELIHOOD = {
     "implicit": "log_likelihood, elbo and bits_per_dim are not defined: the program is implicit, its data site has "
@@ -92,10 +93,10 @@ def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> t
     parts: list[Any] = []
     notes = [NO_LIKELIHOOD[structure.kind]] if structure.kind in NO_LIKELIHOOD else []
     if not notes:
-        draws = 1 if structure.kind == "exact" else min(k, DRAWS)
+        draws = 1 if structure.kind == "exact" else min(k, TERM_DRAWS)
         parts += [Likelihood(trained, k, data_dims(trained, preparation, spec)), Terms(trained, draws)]
     if structure.sampled:
-        parts += [Reconstruction(trained, preparation, spec), ActiveUnits(trained, min(k, DRAWS))]
+        parts += [Reconstruction(trained, preparation, spec), ActiveUnits(trained, UNIT_DRAWS)]
     return parts, notes
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch, mean_and_error
 from probgen.sites import arrays_of, stack_numbered
 
@@ -24,27 +25,31 @@ class Reconstruction:
         self.trained, self.preparation = trained, preparation
         self.arrays = arrays_of(trained.structure, preparation.spec(spec))
         self.rows: dict[str, list[np.ndarray]] = {}
+        self.reason = "no data site has a mean of its array's shape"
 
     def add(self, batch: Batch) -> None:
         """Take one more batch in."""
         [(_, seed)] = batch.draws(1, len(batch), PLACE)
-        for site, rebuilt in stack_numbered(self.trained.reconstruct(batch.arrays, seed), 1).items():
-            if site not in self.arrays or np.size(rebuilt) != np.size(batch.arrays[self.arrays[site]]):
-                continue
-            array = self.arrays[site]
+        try:
+            rebuilt = stack_numbered(self.trained.reconstruct(batch.arrays, seed), 1)
+        except ProbgenError as error:  # a data site whose distribution has no mean
+            self.reason = str(error)
+            return
+        for site, array in self.arrays.items():
             there = batch.arrays[array]
-            error = self._raw(array, there) - self._raw(array, np.reshape(rebuilt, np.shape(there)))
-            self.rows.setdefault(site, []).append((error**2).reshape(len(batch), -1).mean(axis=1))
+            if site in rebuilt and np.size(rebuilt[site]) == np.size(there):
+                error = self._raw(array, there) - self._raw(array, np.reshape(rebuilt[site], np.shape(there)))
+                self.rows.setdefault(site, []).append((error**2).reshape(len(batch), -1).mean(axis=1))
 
     def result(self) -> tuple[dict[str, float], list[str]]:
         """Numbers, and what is to be said about them."""
+        rows = {site: np.concatenate(parts) for site, parts in self.rows.items()}
         numbers: dict[str, float] = {}
-        for site, parts in self.rows.items():
-            name = "reconstruction_error" if len(self.rows) == 1 else f"reconstruction_error/{site}"
-            numbers |= mean_and_error(name, np.concatenate(parts))
-        if numbers:
-            return numbers, []
-        return {}, ["reconstruction_error is not defined: no data site has a mean of its array's shape"]
+        for site, error in rows.items():
+            if np.isfinite(error).all():
+                name = "reconstruction_error" if len(rows) == 1 else f"reconstruction_error/{site}"
+                numbers |= mean_and_error(name, error)
+        return numbers, [] if numbers else [f"reconstruction_error is not defined: {self.reason}"]
 
     def _raw(self, array: str, values: np.ndarray) -> np.ndarray:
         return np.asarray(self.preparation.inverse({array: values})[array], dtype=np.float64)
