@@ -22,9 +22,8 @@ from probgen.schedules import Cosine, Linear, Steps
 from probgen.zoo import list_models, load, options_of
 
 if TYPE_CHECKING:
-    from probgen.run import Run
-
     from probgen.data import Data
+    from probgen.run import Run
 
 _RECIPE: dict[str, tuple[Any, str]] = {
     "epochs": (int, "passes over the training rows"),
@@ -66,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        if stop.args:
+            print(f"probgen: {stop}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:  # `probgen list | head`
         sys.stderr.close()
@@ -150,17 +151,18 @@ def _show(words: list[str]) -> int:
 def _check(words: list[str]) -> int:
     model, words = _leading("check", words)
     line = _model_line("check", model)
+    line.add("--compile", bool, "compare the compiled step with the eager one too")
     _add_model_options(line, model)
     given = line.parse(words)
     data, program = _loaded(model, given)
-    from probgen.check import check
+    from probgen.check import verdicts
 
-    verdicts = []
-    for verdict in check(program, data, seed=given.get("seed", 0)):
+    passed = []
+    for verdict in verdicts(program, data, given.get("seed", 0), given.get("compile", False)):
         print(verdict, flush=True)
-        verdicts.append(verdict.passed)
-    held, broken = verdicts.count(True), verdicts.count(False)
-    print(f"\n{held} hold, {broken} broken, {verdicts.count(None)} do not apply")
+        passed.append(verdict.passed)
+    held, broken = passed.count(True), passed.count(False)
+    print(f"\n{held} hold, {broken} broken, {passed.count(None)} do not apply")
     return 1 if broken else 0
 
 
@@ -210,7 +212,8 @@ def _ending(run: Run, data: Data, given: dict[str, Any]) -> int:
         print(run.path)
         return 0
     if len(data.test):
-        _print_numbers(run.evaluate(data.test, k=given.get("k", 1000)), f"{len(data.test)} test rows")
+        run.evaluate(data.test, k=given.get("k", 1000))
+        _print_numbers(run)
     else:
         print("the data have no test rows: nothing to evaluate on")
     print(run.report())
@@ -236,11 +239,10 @@ def _sample(words: list[str]) -> int:
         given=_assignments(options["given"]) if "given" in options else None,
         prior=options.get("prior", False),
     )
-    out = Path(options.get("out", Path(path) / "samples.npz"))
-    _save_arrays(out, values)
     for name, value in values.items():
         print(f"{name}: {' x '.join(str(n) for n in value.shape)}")
-    print(out)
+    for written in _write_samples(run, values, options.get("out")):
+        print(written)
     return 0
 
 
@@ -251,7 +253,7 @@ def _posterior(words: list[str]) -> int:
     line.add("--rows", int, "at most this many rows (default: 1000)")
     given = line.parse(words)
     run = _opened(path)
-    rows, _ = _rows(run, given)
+    rows = _rows(run, given)
     tree = run.posterior(rows, **{name: given[name] for name in ("draws", "rows", "seed") if name in given})
     for name, group in tree.children.items():
         print(f"{name}: {', '.join(str(variable) for variable in group.data_vars)}")
@@ -265,8 +267,8 @@ def _evaluate(words: list[str]) -> int:
     line.add("--k", int, "importance samples (default: 1000)")
     given = line.parse(words)
     run = _opened(path)
-    rows, name = _rows(run, given)
-    _print_numbers(run.evaluate(rows, **{k: given[k] for k in ("k", "seed") if k in given}), name)
+    run.evaluate(_rows(run, given), **{name: given[name] for name in ("k", "seed") if name in given})
+    _print_numbers(run)
     print(Path(path) / "evaluation.json")
     return 0
 
@@ -369,8 +371,8 @@ def _opened(path: str) -> Run:
     return Run.open(Path(path))
 
 
-def _rows(run: Run, given: dict[str, Any]) -> tuple[Any, str]:
-    """The rows that `--data` and `--split` name, with words for them."""
+def _rows(run: Run, given: dict[str, Any]) -> Any:
+    """The rows that `--data` and `--split` name."""
     data = _data(given["data"]) if "data" in given else run.data
     if data is None:
         raise ProbgenError("the data of this run cannot be found again: say where they lie, with --data")
@@ -378,7 +380,7 @@ def _rows(run: Run, given: dict[str, Any]) -> tuple[Any, str]:
     rows = getattr(data, split)
     if not len(rows):
         raise ProbgenError(f"the data have no {split} rows: choose others, with --split")
-    return rows, f"{len(rows)} {split} rows"
+    return rows
 
 
 def _assignments(text: str) -> dict[str, Any]:
@@ -392,32 +394,31 @@ def _assignments(text: str) -> dict[str, Any]:
         raise ProbgenError(f"--given must be like 'y=3' or 'y=3, w=[0.1, 0.2]', not {text!r}") from None
 
 
-def _save_arrays(path: Path, values: dict[str, Any]) -> None:
+def _write_samples(run: Run, values: dict[str, Any], out: str | None) -> list[Path]:
+    """The draws as arrays, and beside those in the run's folder a picture of draws; the paths written."""
     import numpy as np
 
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as file:
-        np.savez(file, **values)
-    temporary.replace(path)
+    if out is not None:
+        if Path(out).suffix != ".npz":
+            raise ProbgenError(f"--out must be a file that ends in .npz, not {out}")
+        np.savez(out, **values)
+        return [Path(out)]
+    from probgen.pictures import detached, samples
+
+    with run.folder.writer():
+        run.folder.write_with("samples.npz", lambda path: np.savez(path, **values))
+        with detached():
+            figure = samples(run).figure
+        run.folder.write_with("pictures/samples.png", lambda path: figure.savefig(path, dpi=200))
+    return [run.path / "samples.npz", run.path / "pictures" / "samples.png"]
 
 
-def _print_numbers(numbers: dict[str, Any], title: str) -> None:
-    """A table of the numbers with their standard errors, and what is to be said about them."""
+def _print_numbers(run: Run) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None)
-    table.add_column("", style="bold")
-    table.add_column("value", justify="right")
-    table.add_column("± s.e.", justify="right")
-    for name, value in numbers.items():
-        if isinstance(value, int | float) and not name.endswith("_se"):
-            error = numbers.get(f"{name}_se")
-            table.add_row(name, f"{value:.4g}", "" if error is None else f"{error:.2g}")
-    console = Console()
-    console.print(table)
-    for note in numbers.get("notes", ()):
-        console.print(note)
+    from probgen.summary import summary_table
+
+    Console(highlight=False).print(summary_table(run))
 
 
 if __name__ == "__main__":

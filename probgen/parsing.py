@@ -103,7 +103,7 @@ class CommandLine:
                 return ["--help"]
             if not equals:
                 value = self._value_of(flag, words)
-            (first if flag == "--config" else rest).extend([flag, _bracketed(value, self.annotations[flag])])
+            (first if flag == "--config" else rest).extend([flag, _as_yaml(value, self.annotations[flag])])
         return first + rest
 
     def _known(self, flag: str) -> str:
@@ -182,11 +182,13 @@ def _is_option(word: str) -> bool:
     return re.match(r"--?[A-Za-z]", word) is not None
 
 
-def _bracketed(value: str, annotation: Any) -> str:
-    """Where many values are wanted, `64,64` and `(64, 64)` as the YAML list they mean."""
+def _as_yaml(value: str, annotation: Any) -> str:
+    """`None` and, where many values are wanted, `64,64` and `(64, 64)`, as YAML writes what they mean."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = typing.get_args(annotation) if is_union else (annotation,)
-    if not any((typing.get_origin(kind) or kind) in (tuple, list) for kind in kinds) or value == "null":
+    if value in ("None", "null") and type(None) in kinds:
+        return "null"
+    if not any((typing.get_origin(kind) or kind) in (tuple, list) for kind in kinds):
         return value
     return "[" + value.strip().strip("[]()").rstrip(", ") + "]"
 

@@ -5,14 +5,14 @@ p(x, z) = p(z) p(x | z),    q(z | x)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from probgen.factors import Factor, guide_factors, latex, model_factors, text
 from probgen.plates import boxes, dot
-from probgen.program import Program, Site, Structure, arguments, backend_of
+from probgen.program import Program, Structure, arguments, backend_of
+from probgen.supports import described
 
 _BATCH = 64
 # Families whose KL from themselves is known in closed form to both PPLs.
@@ -152,25 +152,11 @@ def _table(structure: Structure) -> str:
             shape = "×".join(str(n) for n in event) or "scalar"
             plates = ", ".join(f"{p.name} ({'N' if p.data else p.size})" for p in site.plates) or "none: global"
             role = "summed out" if name in structure.enumerated and not where else f"{where}{site.role}"
-            rows.append((name, role, site.family, shape, _support(site), plates, ", ".join(site.parents)))
+            rows.append(
+                (name, role, site.family, shape, described(site.support) or "–", plates, ", ".join(site.parents))
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _support(site: Site) -> str:
-    """The support in a word, however the PPL writes it."""
-    said = site.support
-    while said.startswith("Independent(") and said.endswith(")"):
-        said = said.removeprefix("Independent(").rpartition(",")[0]
-    word = said.partition("(")[0].strip("_").lower()
-    bounds = re.findall(r"=(-?[\d.e+-]+)", said)
-    if word == "greaterthan" and bounds and float(bounds[0]) == 0:
-        return "positive"
-    if word == "greaterthaneq" and bounds and float(bounds[0]) == 0:
-        return "non-negative"
-    if word in ("interval", "integerinterval") and len(bounds) == 2:
-        return f"{bounds[0]} .. {bounds[1]}"
-    return word or "–"
 
 
 def _kl(structure: Structure, name: str) -> str:

@@ -8,6 +8,7 @@ import textwrap
 import time
 import types
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from probgen import cli
 from probgen.errors import ProbgenError
 from probgen.parsing import called
+from probgen.program import Structure
 from probgen.schedules import Cosine, Linear
 
 MODEL = '''
@@ -48,7 +50,8 @@ class FakeRun:
     """Records what the commands ask of a run."""
 
     asked: ClassVar[dict] = {}
-    path = Path("there")
+    path, name, metrics = Path("there"), "mine", MappingProxyType({})
+    structure = Structure({}, {})
 
     def __init__(self, data=None):
         self.data = data
@@ -59,7 +62,7 @@ class FakeRun:
 
     def evaluate(self, rows, k=1000, seed=0):
         FakeRun.asked |= {"evaluated": len(rows), "k": k, "evaluation_seed": seed}
-        return {"log_likelihood": -1.25, "log_likelihood_se": 0.5, "protocol": {"k": k}, "notes": ["So it is."]}
+        self.evaluation = {"log_likelihood": -1.25, "log_likelihood_se": 0.5, "notes": ["So it is."]}
 
     def sample(self, n, seed=0, given=None, prior=False):
         FakeRun.asked |= {"n": n, "given": given, "prior": prior}
@@ -109,7 +112,7 @@ def test_fit_hands_every_word_on_as_a_value(model, capsys):
     assert FakeRun.asked["program"].origin.seed == 9
     assert FakeRun.asked["evaluated"] == 10 and FakeRun.asked["k"] == 20
     out = capsys.readouterr().out
-    assert "-1.25" in out and "0.5" in out and "So it is." in out and out.rstrip().endswith("there/report.html")
+    assert "−1.25 ± 0.50" in out and "So it is." in out and out.rstrip().endswith("there/report.html")
 
 
 def test_fit_leaves_what_is_not_said_to_the_program_and_numbers_its_folders(model):
