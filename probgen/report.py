@@ -23,7 +23,7 @@ from probgen.errors import ProbgenError
 from probgen.pictures import canvas
 from probgen.program import Site, arguments
 from probgen.show import Description
-from probgen.summary import headline, numbers, protocol
+from probgen.summary import headline, numbers, prepared_by, protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,13 +106,13 @@ def page(run: Any, drawn: dict[str, Axes] | None = None) -> str:
 
 
 def _sections(run: Any, figures: _Figures) -> Iterator[str]:
-    yield _section("The program", "", _equations(run) + figures.row("diagram"), split=True)
+    yield _section("The program", "", _program(run, figures))
     yield _section("Numbers", "", _numbers(run))
     yield _section("Training", "", figures.row("curves", "terms"))
     yield _section(
         "Samples",
         "Draws of the program beside rows of the data. A model that copies its training set shows twice the same "
-        "picture in the last figure.",
+        f"picture in the last figure. {_seen(run)}",
         figures.row("data", "samples", *figures.if_possible("means"), "nearest"),
     )
     if run.structure.sampled:
@@ -129,9 +129,14 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
     yield _section("How to repeat it", "", _repeat(run))
 
 
-def _section(title: str, lead: str, content: str, split: bool = False) -> str:
+def _seen(run: Any) -> str:
+    """What the program sees of the data, where that is not the data itself."""
+    chains = prepared_by(run.preparation.to_json())
+    return f"The program sees {'; '.join(chains)}; samples are taken back to the data's own units." if chains else ""
+
+
+def _section(title: str, lead: str, content: str) -> str:
     lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    content = f'<div class="figures">{content}</div>' if split else content
     return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>"
 
 
@@ -148,8 +153,7 @@ class _Figures:
 
     def row(self, *names: str) -> str:
         """These pictures side by side; one that cannot be drawn says why."""
-        figures = "\n".join(self.figure(name) for name in names)
-        return figures if len(names) == 1 and names[0] == "diagram" else f'<div class="figures">\n{figures}\n</div>'
+        return '<div class="figures">\n' + "\n".join(self.figure(name) for name in names) + "\n</div>"
 
     def if_possible(self, name: str) -> tuple[str, ...]:
         """The picture's name if it can be drawn, for pictures that only some programs have."""
@@ -213,6 +217,11 @@ def _plain(title: str) -> str:
     return title.replace("\0", "$")
 
 
+def _program(run: Any, figures: _Figures) -> str:
+    halves = f"{_equations(run)}\n{figures.figure('diagram')}"
+    return f'{_words(run.program.model)}<div class="figures">{halves}</div>'
+
+
 def _equations(run: Any) -> str:
     """The factorisation of model and guide, typeset."""
     arrays = {name: name for name in run.structure.arrays}
@@ -226,7 +235,7 @@ def _equations(run: Any) -> str:
         '<div class="scroll"><table class="sites"><thead><tr><th>site</th><th></th><th>distribution</th><th>one event</th>'
         f"<th>plates</th></tr></thead><tbody>{sites}</tbody></table></div>"
     )
-    return f'<div>{_words(run.program.model)}<ul class="equations">{items}</ul>{table}</div>'
+    return f'<div><ul class="equations">{items}</ul>{table}</div>'
 
 
 def _words(model: Any) -> str:
@@ -237,7 +246,7 @@ def _words(model: Any) -> str:
         doc = inspect.cleandoc(module.get("__doc__") or "")
     first, _, rest = (doc or "").strip().partition("\n\n")
     said = f'<p class="text">{escape(first)}</p>' if first else ""
-    return said + (f"<pre>{escape(rest)}</pre>" if rest else "")
+    return said + (f'<pre class="words">{escape(rest)}</pre>' if rest else "")
 
 
 def _site(site: Site) -> str:
@@ -287,10 +296,12 @@ def _numbers(run: Any) -> str:
 
 
 def _repeat(run: Any) -> str:
+    config = getattr(run, "config", {})
     settings = {name: value for name, value in dict(run.options).items() if value is not None}
+    settings |= {name: config[name] for name in ("by", "device", "compiled", "note") if config.get(name) is not None}
     program = getattr(run.program, "origin", None)
     chosen = {f"program: {name}": value for name, value in dict(getattr(program, "options", {}) or {}).items()}
-    versions = getattr(run, "versions", None) or {name: _version(name) for name in _PACKAGES}
+    versions = config.get("versions") or {name: _version(name) for name in _PACKAGES}
     versions = {"python": platform.python_version(), **{n: v for n, v in versions.items() if v}}
     return (
         f"<pre>{escape(str(run.command))}</pre>\n"

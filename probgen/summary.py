@@ -51,6 +51,9 @@ def numbers(evaluation: Mapping[str, Any] | None) -> list[Number]:
         for name, value in (evaluation or {}).items()
         if name not in _APART and not name.endswith("_se") and isinstance(value, int | float)
     }
+    alone = [n for n in found if n.startswith("active_units/")]
+    if len(alone) == 1:
+        found.pop(alone[0])
     order = [n for n in _FIRST if n in found] + [n for n in found if n not in _FIRST]
     return [_number(name, found[name], evaluation or {}) for name in order]
 
@@ -95,18 +98,24 @@ def protocol(evaluation: Mapping[str, Any] | None) -> str:
         parts.append(f"k = {said['k']:,}")
     if said.get("seed") is not None:
         parts.append(f"seed {said['seed']}")
-    if said.get("prepare"):
-        parts.append(f"prepare {_words(said['prepare'])}")
-    return "; ".join(parts)
+    return "; ".join(parts + prepared_by(said.get("prepare")))
 
 
-def _words(value: Any) -> str:
-    """Plain values without the punctuation of JSON."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_words(v)}" for name, v in value.items())
-    if isinstance(value, list | tuple):
-        return " → ".join(_words(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def prepared_by(preparation: Mapping[str, Any] | None) -> list[str]:
+    """`x prepared by Binarize(threshold=8)`, for every array that is."""
+    chains = (preparation or {}).get("steps") or {}
+    return [f"{name} prepared by {', '.join(map(_step, chain))}" for name, chain in chains.items() if chain]
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """`Binarize(threshold=8)`: a step with those of its constants that are one number."""
+    constants = {name: value for name, value in step.items() if name != "step" and _one_number(value)}
+    inside = ", ".join(f"{name}={value:.4g}" for name, value in constants.items())
+    return f"{step['step']}({inside})"
+
+
+def _one_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def headline(run: Any) -> str:

@@ -72,6 +72,9 @@ class Unchanged:
     def inverse(self, arrays):
         return arrays
 
+    def to_json(self):
+        return {"steps": {}}
+
 
 def linear_run(source="digits", z_dim=2, **changes):
     """A finished run on `source`, as pictures and the report read it."""

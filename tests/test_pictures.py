@@ -118,7 +118,7 @@ def test_the_search_for_the_nearest_goes_through_every_block():
 def test_reconstructions_stand_below_their_data(digits):
     rows = digits.data.test
     index = material.choose(rows, 16, 0)
-    mosaic = np.ma.filled(pictures.reconstructions(digits).images[0].get_array(), np.nan)
+    mosaic = np.ma.filled(pictures.reconstructions(digits, n=16).images[0].get_array(), np.nan)
     tiles = cut(mosaic, rows=4, columns=8, group=2)
     low, high = digits.spec["x"].range
     rebuilt = digits.trained.reconstruct({"x": rows[index]["x"]}, seed=0)["x"]

@@ -15,6 +15,10 @@ from probgen.errors import ProbgenError
 from probgen.folder import Folder
 from probgen.summary import duration, numbers, protocol, summary_html, summary_table, with_error
 
+PREPARE = {
+    "steps": {"x": [{"step": "Binarize", "threshold": 8.0, "stochastic": False}]},
+    "prepared": {"x": {"mean": [0.1]}},
+}
 EVALUATION = {
     "log_likelihood": -131.38123,
     "log_likelihood_se": 0.912,
@@ -28,7 +32,14 @@ EVALUATION = {
     "term/z": -8.13,
     "term/z_se": 0.06,
     "active_units": 2,
-    "protocol": {"prepare": {}, "split": "test", "rows": 180, "k": 1000, "seed": 0, "estimator": "the mean of weights"},
+    "protocol": {
+        "prepare": PREPARE,
+        "split": "test",
+        "rows": 180,
+        "k": 1000,
+        "seed": 0,
+        "estimator": "the mean of weights",
+    },
     "notes": ["reconstruction_error is not defined: <no mean>"],
 }
 HOSTILE = '<script>alert("1")</script> & $x_'
@@ -181,7 +192,10 @@ def test_the_table_leads_with_the_likelihood_and_leaves_out_what_is_undefined():
     assert found[0].error == 0.912
     assert found[0].monte_carlo == 0.021
     assert numbers(None) == []
-    assert "180 test rows" in protocol(EVALUATION)
+    assert (
+        protocol(EVALUATION)
+        == "180 test rows; the mean of weights; k = 1,000; seed 0; x prepared by Binarize(threshold=8)"
+    )
 
 
 def test_the_summary_says_the_same_in_terminal_and_notebook():

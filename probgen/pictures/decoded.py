@@ -33,7 +33,7 @@ def traversal(
     Shows p(x | z)'s mean. The `dims` most active dimensions are shown, by the variance of E[z | x] over the data.
     """
     site, shown = latent_site(run, site), material.shown_array(run)
-    look = material.look(run.spec, shown)
+    look = material.look_of(run, shown)
     rows = material.rows_of(run, data)
     centre, scale = prior_scale(run, rows, site, seed)
     order, title = np.arange(centre.size), f"Each dimension of {mathematical(site)}, moved by ±{reach:g} sd"
@@ -70,7 +70,7 @@ def manifold(
     z = μ + σ Φ⁻¹((i − ½) / n), left to right and bottom to top (Kingma & Welling 2014, figure 4).
     """
     site, shown = latent_site(run, site), material.shown_array(run)
-    look = material.look(run.spec, shown)
+    look = material.look_of(run, shown)
     rows = material.rows_of(run, data)
     centre, scale = prior_scale(run, rows, site, seed)
     if centre.size != 2:

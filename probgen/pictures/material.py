@@ -128,19 +128,24 @@ class Look:
         return np.clip((values - self.low) / ((self.high - self.low) or 1.0), 0.0, 1.0)
 
 
-def look(spec: Mapping[str, Any], site: str) -> Look:
+def look_of(run: Any, name: str) -> Look:
+    """How an array of the run's data is shown; its mean lies with the data, not with a folder's settings."""
+    return look(run.spec if run.data is None else run.data.spec, name)
+
+
+def look(spec: Mapping[str, Any], name: str) -> Look:
     """How data of this shape and range is shown.
 
     Images are [H, W], [H, W, 1 or 3], [1 or 3, H, W], or a flat non-negative row whose length is a square (8x8 or
     more). Mostly empty grey images, such as handwriting, are drawn as ink on paper.
     """
-    entry = spec[site]
+    entry = spec[name]
     shape, (low, high) = tuple(entry.shape), (float(v) for v in entry.range)
     side = math.isqrt(math.prod(shape)) if shape else 0
     if len(shape) == 1 and side >= 8 and side * side == shape[0] and low >= 0:
         shape = (side, side)
     if _image_shaped(shape):
-        fill = (float(np.mean(entry.mean)) - low) / ((high - low) or 1.0)
+        fill = 1.0 if entry.mean is None else (float(np.mean(entry.mean)) - low) / ((high - low) or 1.0)
         colour = len(shape) == 3 and 3 in (shape[0], shape[-1])
         return Look("image", shape, low, high, ink=not colour and fill < 0.45)
     kind = {0: "scalar", 1: "scalar", 2: "plane"}.get(math.prod(shape) if shape else 0, "vector")

@@ -13,6 +13,8 @@ from probgen.pictures.canvas import BLUE, FAINT, INK, MUTED, ORANGE, SHADE, axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_PAIRS = {"image": 32, "vector": 16, "plane": 150, "scalar": 200}  # how many samples or data are shown with a partner
+
 
 def data(
     run: Any, data: Any = None, ax: Axes | None = None, n: int = 64, name: str | None = None, seed: int = 0
@@ -20,7 +22,7 @@ def data(
     """Rows of the data, drawn as `samples` draws samples."""
     shown = material.shown_array(run, name)
     rows = material.rows_of(run, data)
-    look = material.look(run.spec, shown)
+    look = material.look_of(run, shown)
     index = material.choose(rows, n if look.kind in ("image", "vector") else 2000, seed)
     return _show(ax, look, rows[index][shown], "Data", MUTED, None)
 
@@ -40,7 +42,7 @@ def samples(
     Points are laid over the data, or over the data's exact density where it is known.
     """
     shown = material.shown_array(run, name)
-    look = material.look(run.spec, shown)
+    look = material.look_of(run, shown)
     n = n or (64 if look.kind in ("image", "vector") else 2000)
     values = means(run, n, data, shown, seed) if mean else material.drawn_data(run, n, shown, data, seed)
     given = material.given_names(run)
@@ -69,8 +71,8 @@ def nearest(
     as the title says.
     """
     shown = material.shown_array(run, name)
-    look = material.look(run.spec, shown)
-    n = n or (16 if look.kind in ("image", "vector") else 100)
+    look = material.look_of(run, shown)
+    n = n or _PAIRS[look.kind]
     drawn = material.drawn_data(run, n, shown, data, seed)
     found, searched = nearest_rows(material.training_rows(run, data), shown, drawn, rows)
     title = f"Samples and the nearest of {searched:,} training rows"
@@ -78,15 +80,15 @@ def nearest(
 
 
 def reconstructions(
-    run: Any, data: Any = None, ax: Axes | None = None, n: int = 16, name: str | None = None, seed: int = 0
+    run: Any, data: Any = None, ax: Axes | None = None, n: int | None = None, name: str | None = None, seed: int = 0
 ) -> Axes:
     """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x)."""
     if not run.structure.sampled:
         raise ProbgenError("this program has no latents that a guide draws, so it has no reconstructions")
     shown = material.shown_array(run, name)
-    look = material.look(run.spec, shown)
+    look = material.look_of(run, shown)
     rows = material.rows_of(run, data)
-    index = material.choose(rows, n if look.kind in ("image", "vector") else 200, seed)
+    index = material.choose(rows, n or _PAIRS[look.kind], seed)
     means = run.trained.reconstruct(material.prepared(run, rows, index, seed), seed=seed)
     rebuilt = material.data_means(run, shown, means)
     return _pairs(ax, look, rows[index][shown], rebuilt, ("data", "rebuilt"), "Data and their reconstructions", muted=0)
