@@ -1,10 +1,10 @@
-"""The NumPyro backend: losses, the engine, the trained program, and a drop-in `SVI`."""
+"""probgen on NumPyro: losses, the engine that compiles them, the trained program, and a drop-in `SVI`."""
 
-from probgen.numpyro.elbo import ELBO, IWAE
-from probgen.numpyro.engine import Engine
-from probgen.numpyro.loss import Loss
-from probgen.numpyro.structure import inspect
-from probgen.numpyro.svi import SVI
-from probgen.numpyro.trained import Trained
-
-__all__ = ["ELBO", "IWAE", "SVI", "Engine", "Loss", "Trained", "inspect"]
+from probgen.numpyro.elbo import ELBO as ELBO
+from probgen.numpyro.elbo import IWAE as IWAE
+from probgen.numpyro.engine import Engine as Engine
+from probgen.numpyro.loss import Loss as Loss
+from probgen.numpyro.scope import has_cuda as has_cuda
+from probgen.numpyro.structure import inspect as inspect
+from probgen.numpyro.svi import SVI as SVI
+from probgen.numpyro.trained import Trained as Trained

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.loss import Loss, Result
-from probgen.program import Player, Program
 from probgen.schedules import Schedule, value_at
 
 
@@ -26,9 +25,9 @@ class Bound(Loss):
 
     can_infer_discrete = True
 
-    def players(self, program: Program) -> dict[str, Player]:
-        """One player: the model and its guide."""
-        return {"program": Player((program.model, program.guide), self.loss_with_mutable_state)}
+    def objective(self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, **arrays: Any) -> Result:
+        """Minus the bound on one batch, its terms, and the modules' new state."""
+        return self.loss_with_mutable_state(rng_key, params, model, guide, **arrays)
 
     def loss(self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kw: Any) -> Any:
         """Minus the bound, in nats for all N rows: the protocol of `numpyro.infer.ELBO`."""
@@ -104,13 +103,20 @@ class IWAE(Bound):
     r"""The importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)` of every datum.
 
     With global latents the rows are not independent: the bound is then that of all data together, which a minibatch
-    cannot estimate. Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519.
+    cannot estimate. Burda, Grosse & Salakhutdinov, arXiv:1509.00519.
+
+    Args:
+        num_particles: K.
+        alpha: with α ≠ 0 the Rényi bound 1/(1−α) log 1/K Σ_k w_k^{1−α} (Li & Turner, arXiv:1602.02311).
     """
 
-    num_particles: int = 5
+    num_particles: int
+    alpha: float = 0.0
 
     def __post_init__(self) -> None:
         _check_particles(self)
+        if self.alpha == 1:
+            raise ProbgenError("IWAE: alpha = 1 is the ELBO itself, use ELBO()")
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -134,7 +140,8 @@ class IWAE(Bound):
 
         keys = jax.random.split(rng_key, self.num_particles) if self.num_particles > 1 else rng_key[None]
         log_weights, scale, score, buffers = jax.vmap(particle)(keys)
-        bound = jax.nn.logsumexp(log_weights, axis=0) - jnp.log(self.num_particles)
+        power = 1 - self.alpha
+        bound = (jax.nn.logsumexp(power * log_weights, axis=0) - jnp.log(self.num_particles)) / power
         surrogate = jax.lax.stop_gradient(bound) * (score - jax.lax.stop_gradient(score)).sum(0)
         loss = -(scale[0] * (bound + surrogate)).sum()
         return {"loss": loss, "terms": {}, "mutable_state": _first(buffers)}

@@ -1,8 +1,8 @@
 """The engine: (program, loss) becomes a compiled `advance` over chunks of steps.
 
 One compiled loop holds a whole chunk: gathering of rows, all updates of every player, clipping, optimizer, averages.
-The number of steps is an argument of the loop, so chunks of every length share one compilation; the state is donated.
-Random numbers are a pure function of (seed, step).
+The number of steps is an argument of the loop, so chunks of every length share one compilation. Random numbers are a
+pure function of (seed, step).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from probgen.program import Player, Program, rows_of
 
 State = dict[str, Any]
 
-CAPACITY = 1024  # steps in one call of the compiled loop
-FED_BYTES = 2**26  # batches handed to the loop at once when the data do not stay on the device
+CAPACITY = 1024  # steps in one call of the compiled loop, at most
+FED_BYTES = 2**24  # batches, or their row numbers, handed to the loop at once
 LAST_STEP = 2**30  # where schedules of the loss are read for validation: at their end
 INITIAL, STEPS, VALIDATION = 0, 1, 2  # streams of random keys
 
@@ -48,7 +48,7 @@ class Engine:
     note: str | None = None
 
     def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
-        self.by = as_loss(by if by is not None else program.by)
+        self.by = as_loss(program.by if by is None else by)
         self.feed, self.options = feed, options
         self.rows, self.batch_size = feed.rows, feed.batch_size
         self._device = device_of(options.device)
@@ -62,13 +62,12 @@ class Engine:
             self.leaves = collect(self.program, arrays, options.seed, self._fns)
             values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
             self.structure = structure_of(self.program, arrays, values, self.rows)
-            self.by.check(self.program, self.structure)
+            self.by.check(self.structure)
             self._refuse_unplated()
             self.model, self.guide = (self._scaled(fn) for fn in callables(self.program))
             self.players = {name: self._share(name, player, arrays) for name, player in players.items()}
-        self.updates = sum(player.updates for player in players.values())
+        self.batches_per_step = sum(player.updates for player in players.values())
         self._resident = self._on_device()
-        self._loops: dict[int, Callable] = {}
 
     # -- the state -----------------------------------------------------------------------------------------------
 
@@ -113,14 +112,13 @@ class Engine:
     # -- training ------------------------------------------------------------------------------------------------
 
     def advance(self, state: State, first: int, last: int) -> tuple[State, dict[str, np.ndarray]]:
-        """Take steps `first` to `last` − 1; the given state is used up. Metrics are in nats per datum, [S] each."""
+        """Take steps `first` to `last` − 1. Metrics are in nats per datum, [S] each."""
         logs = []
         with self._scope():
             while first < last:
-                capacity = self._capacity(last - first)
-                count = min(capacity, last - first)
-                source = self._source(first, first + count, capacity)
-                state, log = self._loop(capacity)(state, source, jnp.int32(first), jnp.int32(count))
+                count = min(self._capacity, last - first)
+                source = self._source(first, first + count)
+                state, log = self._loop(state, source, jnp.int32(first), jnp.int32(count))
                 logs.append({name: np.asarray(values)[:count] for name, values in log.items()})
                 first += count
         return state, {name: np.concatenate([log[name] for log in logs]) for name in (logs[0] if logs else ())}
@@ -151,7 +149,7 @@ class Engine:
         with self._scope():
             if int(state["step"]) < step:
                 state, _ = self.advance(jax.tree.map(jnp.array, state), int(state["step"]), step)
-            arrays = as_jax(self.feed.batch(step * self.updates))
+            arrays = as_jax(self.feed.batch(step * self.batches_per_step))
             params = {**self.leaves.constrained(state["params"]), **state["buffers"]}
             gradients = self._gradients(state, step, arrays)
             found = diagnose(self._key(STEPS, step), named(state["params"], {}), params, gradients, self, arrays)
@@ -226,13 +224,13 @@ class Engine:
 
     # -- the compiled loop ---------------------------------------------------------------------------------------
 
-    def _loop(self, capacity: int) -> Callable:
-        """`count` ≤ `capacity` steps in one compiled loop."""
-        if capacity not in self._loops:
-            self._loops[capacity] = jax.jit(functools.partial(self._run, capacity=capacity), donate_argnums=0)
-        return self._loops[capacity]
+    @functools.cached_property
+    def _loop(self) -> Callable:
+        return jax.jit(self._run)  # not donated: the state before a chunk is what a NaN in it is traced back from
 
-    def _run(self, state: State, source: Any, first: jax.Array, count: jax.Array, capacity: int) -> tuple[State, dict]:
+    def _run(self, state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
+        """`count` steps, at most the loop's capacity, in one compiled loop."""
+
         def one(i: jax.Array, state: State) -> tuple[State, dict]:
             return self._step(state, list(self._batches(source, i)), first + i)
 
@@ -242,13 +240,13 @@ class Engine:
             return state, {name: logs[name].at[i].set(metrics[name]) for name in logs}
 
         _, shapes = jax.eval_shape(one, first, state)
-        logs = {name: jnp.zeros((capacity,), s.dtype) for name, s in shapes.items()}
+        logs = {name: jnp.zeros((self._capacity,), s.dtype) for name, s in shapes.items()}
         return jax.lax.fori_loop(0, count, body, (state, logs))
 
     def _batches(self, source: Mapping[str, Any], i: jax.Array) -> Iterator[Mapping[str, jax.Array]]:
         """The batches of one step: gathered from the resident rows, or those that were fed."""
-        for update in range(self.updates):
-            place = i * self.updates + update
+        for update in range(self.batches_per_step):
+            place = i * self.batches_per_step + update
             if "indices" in source:
                 yield {name: array[source["indices"][place]] for name, array in source["data"].items()}
             elif "fed" in source:
@@ -256,22 +254,23 @@ class Engine:
             else:
                 yield source["data"]
 
-    def _source(self, first: int, last: int, capacity: int) -> dict[str, Any]:
+    def _source(self, first: int, last: int) -> dict[str, Any]:
         """What the loop reads its batches from; padded to the loop's capacity."""
-        first, last, length = first * self.updates, last * self.updates, capacity * self.updates
+        first, last, length = (n * self.batches_per_step for n in (first, last, self._capacity))
         if self._resident is None:
             return {"fed": {name: _padded(a, length) for name, a in self.feed.batches(first, last).items()}}
         if self.batch_size == self.rows:
             return {"data": self._resident}
         return {"data": self._resident, "indices": _padded(self.feed.indices(first, last).astype(np.int32), length)}
 
-    def _capacity(self, steps: int) -> int:
-        """The loop that serves so many steps: the next power of two, within what may be fed at once."""
-        limit = CAPACITY
+    @functools.cached_property
+    def _capacity(self) -> int:
+        """How many steps one call of the loop can take: as many as their batches, or row numbers, fit into memory."""
         if self._resident is None:
-            batch = sum(np.asarray(a).nbytes for a in self.feed.batch(0).values())
-            limit = max(1, min(limit, FED_BYTES // max(1, batch * self.updates)))
-        return min(1 << max(steps - 1, 0).bit_length(), 1 << (limit.bit_length() - 1))
+            size = sum(np.asarray(array).nbytes for array in self.feed.batch(0).values())
+        else:
+            size = 4 * self.batch_size if self.batch_size < self.rows else 0
+        return max(1, min(CAPACITY, FED_BYTES // max(1, size * self.batches_per_step)))
 
     def _on_device(self) -> dict[str, jax.Array] | None:
         rows = self.feed.resident()

@@ -11,6 +11,7 @@ NumPyro's mapping with "loss", "mutable_state" and, if there are any, "terms".
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,75 +23,82 @@ from numpyro.infer import TraceMeanField_ELBO
 
 from probgen.errors import ProbgenError
 from probgen.program import Player, Program, Structure
+from probgen.schedules import Schedule, value_at
 
 Result = dict[str, Any]
 
 
 class Loss:
-    """The smallest base: arithmetic, and the defaults of the protocol."""
+    """What is optimised: it names its players, adds and scales, and never loops.
+
+    A loss of one's own overrides `objective`, or `players` where it has several.
+    """
+
+    def objective(self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, **arrays: Any) -> Any:
+        """The loss of a single player on one batch."""
+        raise ProbgenError(f"{type(self).__name__} has no objective for a single player: train it with probgen.fit")
 
     def players(self, program: Program) -> dict[str, Player]:
-        """Who is trained, and what each minimises."""
-        raise ProbgenError(f"{type(self).__name__} names no players: give it a method `players(program)`")
+        """Who trains what; a loss with one player trains the program's model and guide."""
+        fns = tuple(fn for fn in (program.model, program.guide) if fn is not None)
+        return {"program": Player(fns, self.objective)}
+
+    def check(self, structure: Structure) -> None:
+        """Say in one sentence what the program lacks for this loss."""
 
     def at(self, step: Any) -> Loss:
-        """The loss with its schedules read at a step, which may be traced."""
+        """This loss with its schedules read at a step, which may be traced."""
         return self
-
-    def check(self, program: Program, structure: Structure) -> None:
-        """Refuse, in one sentence, a program that this loss cannot learn."""
 
     def __add__(self, other: Any) -> Sum:
         return Sum(((1.0, self), (1.0, as_loss(other))))
 
-    def __radd__(self, other: Any) -> Loss:
-        return self if isinstance(other, int) and other == 0 else as_loss(other) + self
+    __radd__ = __add__
 
-    def __mul__(self, weight: float) -> Sum:
-        return Sum(((weight, self),))
+    def __mul__(self, factor: float | Schedule) -> Sum:
+        return Sum(((factor, self),))
 
     __rmul__ = __mul__
 
 
-@dataclass(frozen=True)
 class Sum(Loss):
-    """Σ weight · loss; players of the same name become one."""
+    """Σ c_i · loss_i, in which equally named players are one; a coefficient may be a schedule."""
 
-    parts: tuple[tuple[float, Loss], ...]
+    can_infer_discrete = True
 
-    def __add__(self, other: Any) -> Sum:
-        other = as_loss(other)
-        return Sum(self.parts + (other.parts if isinstance(other, Sum) else ((1.0, other),)))
+    def __init__(self, parts: tuple[tuple[Any, Loss], ...]) -> None:
+        self.parts = tuple(
+            (_product(c, d), inner)
+            for c, loss in parts
+            for d, inner in (loss.parts if isinstance(loss, Sum) else ((1.0, loss),))
+        )
 
-    def __mul__(self, weight: float) -> Sum:
-        return Sum(tuple((weight * own, loss) for own, loss in self.parts))
-
-    __rmul__ = __mul__
+    def __repr__(self) -> str:
+        return " + ".join(f"{c!r} * {loss!r}" for c, loss in self.parts)
 
     def at(self, step: Any) -> Sum:
-        """Every part at the step."""
-        return Sum(tuple((weight, loss.at(step)) for weight, loss in self.parts))
+        """Every part, and its coefficient, at a step."""
+        return Sum(tuple((value_at(c, step), loss.at(step)) for c, loss in self.parts))
 
-    def check(self, program: Program, structure: Structure) -> None:
-        """Check every part."""
+    def check(self, structure: Structure) -> None:
+        """Each part's own check."""
         for _, loss in self.parts:
-            loss.check(program, structure)
+            loss.check(structure)
 
     def players(self, program: Program) -> dict[str, Player]:
-        """The parts' players, those of one name merged."""
-        named: dict[str, list[tuple[float, int, Player]]] = {}
-        for place, (weight, loss) in enumerate(self.parts):
+        """The players of all parts; those of one name share their parameters and add their objectives."""
+        merged: dict[str, list[tuple[Any, int, Player]]] = {}
+        for place, (factor, loss) in enumerate(self.parts):
             for name, player in loss.players(program).items():
-                named.setdefault(name, []).append((weight, place, player))
-        return {name: _merged(parts) for name, parts in named.items()}
+                merged.setdefault(name, []).append((factor, place, player))
+        return {name: _merged(parts) for name, parts in merged.items()}
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Result:
-        """NumPyro's own protocol, for its stock `SVI`."""
-        call = _positional(args)
+        """NumPyro's own protocol, for its stock `SVI`; parts with several players have no place there."""
         return _weighted(
-            [(w, i, lambda *a, loss=loss, **k: call(loss, *a, **k)) for i, (w, loss) in enumerate(self.parts)],
+            [(c, i, functools.partial(_in_stock_svi, loss, args)) for i, (c, loss) in enumerate(self.parts)],
             rng_key,
             param_map,
             model,
@@ -102,19 +110,21 @@ class Sum(Loss):
         """The loss alone."""
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kw)["loss"]
 
-    @property
-    def can_infer_discrete(self) -> bool:
-        """Whether every part enumerates discrete latents."""
-        return all(getattr(loss, "can_infer_discrete", False) for _, loss in self.parts)
+
+def _product(a: Any, b: Any) -> Any:
+    if callable(a) or callable(b):
+        return lambda step: value_at(a, step) * value_at(b, step)
+    return a * b
 
 
-def _positional(args: tuple) -> Callable[..., Result]:
-    def call(loss: Any, key: jax.Array, params: dict, model: Callable, guide: Callable, **kwargs: Any) -> Result:
-        if not hasattr(loss, "loss_with_mutable_state"):
-            raise ProbgenError(f"{type(loss).__name__} has several players: use probgen.fit, not numpyro.infer.SVI")
-        return loss.loss_with_mutable_state(key, params, model, guide, *args, **kwargs)
-
-    return call
+def _in_stock_svi(loss: Any, args: tuple, key: jax.Array, params: dict, *pair: Callable, **kwargs: Any) -> Any:
+    by = getattr(loss, "by", loss)
+    for method in ("loss_with_mutable_state", "loss"):
+        if hasattr(by, method):
+            return getattr(by, method)(key, params, *pair, *args, **kwargs)
+    if not isinstance(by, Loss) and callable(by):
+        return by(key, params, *pair, *args, **kwargs)
+    raise ProbgenError(f"{type(by).__name__} does not run in numpyro.infer.SVI: train it with probgen.fit")
 
 
 def _merged(parts: list[tuple[float, int, Player]]) -> Player:
@@ -160,23 +170,21 @@ class Stock(Loss):
 
     by: Any
 
-    def players(self, program: Program) -> dict[str, Player]:
-        """One player: the model and its guide."""
-        return {"program": Player((program.model, program.guide), self._objective)}
-
-    def check(self, program: Program, structure: Structure) -> None:
-        """Refuse a mean-field ELBO where its site-by-site KLs are biased."""
+    def check(self, structure: Structure) -> None:
+        """A mean-field ELBO is biased where the guide runs against the model, and is refused there."""
         if not isinstance(self.by, TraceMeanField_ELBO):
             return
         exact = structure.analytic_kl()
         biased = [n for n in structure.sampled if n not in exact and not structure.guide[n].delta]
         if biased:
             raise ProbgenError(
-                f"TraceMeanField_ELBO is biased on this program: the model's distribution of {biased[0]!r} depends on what "
-                "the guide draws after it; use Trace_ELBO() or probgen.numpyro.ELBO()"
+                f"TraceMeanField_ELBO takes the KL at {biased[0]!r} in closed form, but the model's distribution there "
+                "depends on what the guide draws at or after it, so the bound would be wrong: use Trace_ELBO() or "
+                "probgen.numpyro.ELBO()"
             )
 
-    def _objective(self, key: jax.Array, params: dict, model: Callable, guide: Callable, **arrays: Any) -> Result:
+    def objective(self, key: jax.Array, params: dict, model: Callable, guide: Callable, **arrays: Any) -> Result:
+        """The stock loss, with the modules' new state where it carries one."""
         by = copy.copy(self.by)  # TraceEnum_ELBO writes what it guesses into itself
         buffers = [name for name in params if name.endswith("$state")]
         if buffers and hasattr(by, "loss_with_mutable_state"):
@@ -207,16 +215,20 @@ class Custom(Loss):
         """At the step, where it knows about steps."""
         return Custom(self.by.at(step)) if hasattr(self.by, "at") else self
 
-    def check(self, program: Program, structure: Structure) -> None:
+    def check(self, structure: Structure) -> None:
         """Its own check, where it has one."""
         if hasattr(self.by, "check"):
-            self.by.check(program, structure)
+            self.by.check(structure)
 
 
 def as_loss(by: Any) -> Loss:
     """Any `by` as a loss: probgen's own, an ELBO of NumPyro's, or a plain function."""
     if isinstance(by, Loss):
         return by
+    if by is None:
+        from probgen.numpyro.elbo import ELBO
+
+        return ELBO()
     if hasattr(by, "players"):
         return Custom(by)
     if hasattr(by, "loss") or (callable(by) and not inspect.isclass(by)):

@@ -50,3 +50,8 @@ def device_of(name: str) -> jax.Device:
     except (RuntimeError, IndexError, ValueError) as error:
         there = ", ".join(sorted({d.platform for d in jax.devices()}))
         raise ProbgenError(f'device={name!r} is not here: JAX has {there}; use device="auto"') from error
+
+
+def has_cuda() -> bool:
+    """Whether JAX sees a CUDA device."""
+    return any(device.platform in ("gpu", "cuda") for device in jax.devices())

@@ -60,6 +60,7 @@ class Trained:
         seed: int = 0,
     ) -> None:
         self.rows, self.precision = rows, precision
+        self.arrays = dict(arrays)
         self._device = device_of(device)
         with self._scope():
             arrays = as_jax(arrays)
