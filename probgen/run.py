@@ -184,9 +184,24 @@ class Run:
         options, program = self.options, self.config["program"]
         model = program["name"] if program["path"] is None or _in_zoo(program) else program["path"]
         words = ["probgen", "fit", str(model), "--data", self.config["data"]["name"]]
-        for name, value in program["options"].items():
-            words += [f"--{name}", str(value)]
-        for name in ("steps", "batch_size", "lr", "optimizer", "schedule", "clip", "ema", "patience", "seed", "precision"):
+        words += [
+            word
+            for name, value in program["options"].items()
+            if value is not None
+            for word in (f"--{name}", str(value))
+        ]
+        for name in (
+            "steps",
+            "batch_size",
+            "lr",
+            "optimizer",
+            "schedule",
+            "clip",
+            "ema",
+            "patience",
+            "seed",
+            "precision",
+        ):
             if options[name] is not None:
                 words += [f"--{name}", str(options[name])]
         return shlex.join(words)
@@ -214,9 +229,7 @@ class Run:
         """The spec with the means, which lie beside the example."""
         arrays, _ = load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)
         means = {n.removeprefix("mean/"): a for n, a in arrays.items() if n.startswith("mean/")}
-        return {
-            name: ArraySpec(s.shape, s.dtype, s.range, s.classes, means.get(name)) for name, s in self.spec.items()
-        }
+        return {name: ArraySpec(s.shape, s.dtype, s.range, s.classes, means.get(name)) for name, s in self.spec.items()}
 
     @cached_property
     def trained(self) -> Any:
@@ -265,7 +278,12 @@ class Run:
     # -- verbs ----------------------------------------------------------------------------------------------------
 
     def sample(
-        self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, prior: bool = False, sampler: Any = None
+        self,
+        n: int = 1,
+        seed: int = 0,
+        given: Mapping[str, Any] | None = None,
+        prior: bool = False,
+        sampler: Any = None,
     ) -> dict[str, np.ndarray]:
         """`n` draws of every site of the model, data sites in the data's own units."""
         from probgen.sample import sample
@@ -332,7 +350,11 @@ class Run:
 
 
 def write_description(
-    folder: Folder, program: Program, config: Mapping[str, Any], example: Mapping[str, np.ndarray], spec: Mapping[str, Any]
+    folder: Folder,
+    program: Program,
+    config: Mapping[str, Any],
+    example: Mapping[str, np.ndarray],
+    spec: Mapping[str, Any],
 ) -> None:
     """What a folder says of a run beside its weights: config, source, and a batch that shows the shapes."""
     folder.write_config(config)

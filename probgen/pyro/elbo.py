@@ -58,9 +58,9 @@ class Bound(Loss, pyro.infer.ELBO):
             self._plans[key] = (model, guide, make_plan(model, guide, args, kwargs))
         return self._plans[key][2]
 
-    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """Minus the bound for all N rows, and its terms per site."""
-        return self.loss_and_terms(model, guide, *(), **arrays)
+        return self.loss_and_terms(model, guide, *args, **arrays)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -196,6 +196,7 @@ class IWAE(Bound):
 
 
 def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
+    """Look at a pair once, on the arguments of its first call."""
     structure = plan_structure(model, guide, args, kwargs)
     sites = [*structure.model.values(), *structure.guide.values()]
     depth = max([-plate.dim for site in sites for plate in site.plates if plate.dim is not None], default=0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the key there
@@ -37,8 +38,11 @@ class Leaves:
     recurrent: list[nn.RNNBase] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def substituted(self, values: Mapping[str, Tensor], training: bool = False) -> Iterator[None]:
-        """Run with `values` (params and buffers by name) in the places of the collected tensors."""
+    def substituted(self, values: Mapping[str, Tensor], training: bool | None = False) -> Iterator[None]:
+        """Run with `values` (params and buffers by name) in the places of the collected tensors.
+
+        `training` is the mode of the modules; None leaves it.
+        """
         store = pyro.get_param_store()
         before = (store._params, store._param_to_name, store._constraints)
         originals = [(owner, key, owner[key]) for places in self.places.values() for owner, key in places]
@@ -53,7 +57,7 @@ class Leaves:
                     owner[key] = values[name]
             for module in self.recurrent:  # an RNN keeps a second list of its weights
                 object.__setattr__(module, "_flat_weights", [getattr(module, n) for n in module._flat_weights_names])
-            for module, _ in modes:
+            for module, _ in modes if training is not None else ():
                 object.__setattr__(module, "training", training)
             yield
         finally:
@@ -79,8 +83,8 @@ class Leaves:
         }
 
 
-def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = ()) -> Leaves:
-    """Run once in a parameter store of its own, and gather every leaf and buffer that was touched.
+def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = (), private: bool = True) -> Leaves:
+    """Run once, in a parameter store of its own or in the global one, and gather each leaf and buffer touched.
 
     `run` is called under no-grad; parameters that the program makes on its first call (autoguides, lazy
     `pyro.param`) are made here. Random numbers are drawn from the generator as it stands.
@@ -90,10 +94,12 @@ def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = ()) -> Leav
         owner = getattr(part, "__self__", part)
         if isinstance(owner, nn.Module):
             seen[id(owner)] = owner
-    with private_store() as store, _recording(seen), torch.no_grad():
+    scope = private_store() if private else contextlib.nullcontext(pyro.get_param_store())
+    with scope as store, _recording(seen), torch.no_grad(), poutine.trace(param_only=True) as touched:
         run()
-        params = dict(store._params)
-        constraints = dict(store._constraints)
+        names = [name for name in store._params if private or name in touched.trace.nodes]
+        params = {name: store._params[name] for name in names}
+        constraints = {name: store._constraints[name] for name in names}
     return _assemble(params, constraints, list(seen.values()))
 
 

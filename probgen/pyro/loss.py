@@ -27,7 +27,7 @@ class Loss:
         parts = tuple(part for part in (program.model, program.guide) if part is not None)
         return {"program": Player(parts, self.objective)}
 
-    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The loss on one batch; losses with players of their own override `players` instead."""
         raise ProbgenError(f"{type(self).__name__} has no objective for a single player: train it with probgen.fit")
 
@@ -85,11 +85,11 @@ def _product(a: Any, b: Any) -> Any:
 
 def _merged(parts: list[tuple[Any, Player]]) -> Player:
     def objective(
-        model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor
+        model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = 0.0, {}
         for coefficient, player in parts:
-            loss, own = with_terms(player.objective(model, guide, **arrays))
+            loss, own = with_terms(player.objective(model, guide, *args, **arrays))
             total = total + coefficient * loss
             terms |= own
         return total, terms
@@ -110,9 +110,9 @@ class Function(Loss):
         self.function = function
         self.__name__ = getattr(function, "__name__", "loss")
 
-    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The function's value."""
-        return self.function(model, guide, **arrays)
+        return self.function(model, guide, *args, **arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function itself."""
@@ -136,15 +136,15 @@ class Stock(Loss):
                     "wrong: use probgen.pyro.ELBO()"
                 )
 
-    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The stock loss as a differentiable scalar."""
-        return self.elbo.differentiable_loss(model, guide, **arrays)
+        return self.elbo.differentiable_loss(model, guide, *args, **arrays)
 
 
 class StockGradients(Stock):
     """`TraceGraph_ELBO`: it only offers `loss_and_grads`, so its gradients are read off a backward pass."""
 
-    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The surrogate whose gradients `loss_and_grads` leaves behind, with the loss as its value."""
         surrogates: list[Tensor] = []
         backward = torch.Tensor.backward
@@ -154,7 +154,7 @@ class StockGradients(Stock):
 
         torch.Tensor.backward = keep
         try:
-            loss = self.elbo.loss_and_grads(model, guide, **arrays)
+            loss = self.elbo.loss_and_grads(model, guide, *args, **arrays)
         finally:
             torch.Tensor.backward = backward
         surrogate = sum(surrogates)

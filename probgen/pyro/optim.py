@@ -7,11 +7,12 @@ the update rules below with its own options. The learning rate is an input of th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from probgen.errors import ProbgenError, did_you_mean
@@ -67,7 +68,30 @@ def _rmsprop(p: Tensor, g: Tensor, slots: Slots, t: Tensor, lr: Tensor, *, alpha
     return p - lr * g / (square.sqrt() + eps), (square,)
 
 
+def _clippedadam(
+    p: Tensor, g: Tensor, slots: Slots, t: Tensor, lr: Tensor, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,  # noqa: ANN001
+    clip_norm=10.0, lrd=1.0,  # noqa: ANN001
+):  # fmt: skip
+    """Pyro's: gradients clipped by value, the learning rate decaying by a factor a step."""
+    g = g.clamp(-clip_norm, clip_norm)
+    g = g + weight_decay * p if weight_decay else g
+    m = torch.lerp(g, slots[0], betas[0])
+    v = torch.lerp(g * g, slots[1], betas[1])
+    rate = lr * lrd**t * (1 - betas[1] ** t).sqrt() / (1 - betas[0] ** t)
+    return p - rate * m / (v.sqrt() + eps), (m, v)
+
+
+# What torch's optimizers call the state that each rule keeps in its slots.
+_STOCK_SLOTS = {
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "clippedadam": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "adagrad": ("sum",),
+    "rmsprop": ("square_avg",),
+}
 _RULES = {
+    "clippedadam": Optimizer("clippedadam", 2, _clippedadam),
     "adam": Optimizer("adam", 2, _adam),
     "adamw": Optimizer("adamw", 2, _adamw),
     "sgd": Optimizer("sgd", 1, _sgd),
@@ -113,6 +137,36 @@ def _read(choice: Any) -> tuple[str, dict[str, Any]]:
         return constructor.__name__.lower(), dict(choice.pt_optim_args)
     if isinstance(choice, type) and issubclass(choice, torch.optim.Optimizer):
         return choice.__name__.lower(), {}
+    if isinstance(choice, torch.optim.Optimizer) and len(choice.param_groups) == 1:
+        group = {key: value for key, value in choice.param_groups[0].items() if key not in ("params", "initial_lr")}
+        return type(choice).__name__.lower(), group
     raise ProbgenError(
         f"optimizer must be one of {', '.join(_RULES)}, a torch.optim class or a partial of one, not {choice!r}"
     )
+
+
+def stock_optimizer(choice: Any) -> PyroOptim:
+    """The same choice as an optimizer of `pyro.optim`, which keeps one torch optimizer for each parameter."""
+    if isinstance(choice, PyroOptim):
+        return choice
+    if isinstance(choice, torch.optim.Optimizer):
+        _, options = _read(choice)
+        return PyroOptim(type(choice), options)
+    if isinstance(choice, functools.partial):
+        return PyroOptim(choice.func, dict(choice.keywords))
+    if isinstance(choice, type):
+        return PyroOptim(choice, {})
+    raise ProbgenError(
+        f"SVI takes an optimizer of pyro.optim, or a torch.optim class, partial or optimizer, not {choice!r}"
+    )
+
+
+def stock_slots(stock: PyroOptim, rule: Optimizer, params: Iterable[Tensor]) -> list[Tensor]:
+    """What Pyro's optimizers have gathered for these parameters so far, as flat slots of `rule`."""
+    states = [(p, stock.optim_objs[p].state.get(p, {}) if p in stock.optim_objs else {}) for p in params]
+    return [torch.cat([_gathered(state, key, p).reshape(-1) for p, state in states]) for key in _STOCK_SLOTS[rule.name]]
+
+
+def _gathered(state: Mapping[str, Any], key: str, like: Tensor) -> Tensor:
+    value = state.get(key)
+    return torch.zeros_like(like) if value is None else value.detach().clone()

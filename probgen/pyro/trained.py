@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Program, Structure, rows_of
+from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.elbo import Plan, datum_weights, log_weights, make_plan, over_rows, per_datum
-from probgen.pyro.engine import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import collect, start_values
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors
 
@@ -136,15 +136,15 @@ class Trained:
         with self.running():
             copies = {}
             for name, module in self.leaves.modules.items():
-                memo = {id(tensor): nn.Parameter(tensor) for tensor in module._parameters.values() if tensor is not None}
+                memo = {
+                    id(tensor): nn.Parameter(tensor) for tensor in module._parameters.values() if tensor is not None
+                }
                 copies[name] = copy.deepcopy(module, memo).eval()
             return copies
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
-    def draw(
-        self, n: int, seed: int, arrays: Mapping[str, np.ndarray], prior: bool = False
-    ) -> dict[str, np.ndarray]:
+    def draw(self, n: int, seed: int, arrays: Mapping[str, np.ndarray], prior: bool = False) -> dict[str, np.ndarray]:
         """One run of the unconditioned model on n rows: every site's value.
 
         Global latents come from the guide, one draw for each of the n samples, unless `prior`.
@@ -285,7 +285,9 @@ class Trained:
         values = {name: np.stack([p[0][name] for p in passes]) for name in passes[0][0]}
         return values, np.stack([p[1] for p in passes]), np.stack([p[2] for p in passes])
 
-    def _posterior_once(self, batch: dict[str, Tensor], rows: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    def _posterior_once(
+        self, batch: dict[str, Tensor], rows: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         plates = self.structure.data_plates
         q = poutine.trace(self._guide).get_trace(**batch)
         model = poutine.replay(self._model, trace=q)
