@@ -211,6 +211,9 @@ def _hugging_face(name: str) -> Found:
         return Found({"all": _hugging_face_table(loaded, f"hf:{name}")}, label)
     known = {"validation": "valid", "val": "valid", "dev": "valid"}
     sets = {known.get(split, split): part for split, part in loaded.items()}
+    tabular.warn_left_out(
+        [split for split in sets if split not in _SPLITS], f"hf:{name}", "a train, valid or test split"
+    )
     tables = {s: _hugging_face_table(sets[s], _part(s, f"hf:{name}")) for s in _SPLITS if s in sets}
     return Found({"all": tables["train"]} if list(tables) == ["train"] else _with_train(tables, f"hf:{name}"), label)
 
@@ -219,7 +222,7 @@ def _hugging_face_table(dataset: Any, where: str) -> Table:
     """Columns by their own names; `image` is x and `label` is y; text is left out."""
     if not len(dataset):
         raise ProbgenError(f"{where} is empty: give it at least one row")
-    first = _columns(dataset[[0]], where)
+    first = _columns(dataset.with_format(None)[[0]], dataset.features, where)
     kept = [name for name, values in first.items() if tabular.is_numeric(values)]
     tabular.warn_left_out([name for name in dataset.column_names if name not in kept], where)
     narrowed = dataset.with_format(None).select_columns(kept)
@@ -228,16 +231,30 @@ def _hugging_face_table(dataset: Any, where: str) -> Table:
     classes = {"y": labels[0]} if labels else {}
 
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return tabular.from_columns(_columns(narrowed[indices.tolist()], where), where)
+        return tabular.from_columns(_columns(narrowed[indices.tolist()], dataset.features, where), where)
 
     return Fetched(fetch, len(dataset), where, fixed=True, classes=classes).settled()
 
 
-def _columns(batch: Mapping[str, list], where: str) -> dict[str, np.ndarray]:
-    """Lists of numbers, lists or images as arrays; what is not numbers stays an object array."""
+def _columns(batch: Mapping[str, list], features: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Lists of numbers, lists or images as arrays; what is not numbers becomes text, to be left out."""
     columns = {}
     for name, values in batch.items():
-        one = np.asarray(values[0]) if not isinstance(values[0], str | bytes | dict | type(None)) else None
-        numeric = one is not None and one.dtype.kind in "biuf"
-        columns[name] = as_array([np.asarray(v) for v in values], name, where) if numeric else np.array(["text"])
+        if isinstance(values[0], str | bytes | dict | type(None)) or np.asarray(values[0]).dtype.kind not in "biuf":
+            columns[name] = np.array(["text"])
+            continue
+        plain = isinstance(values[0], int | float | list)
+        array = as_array(values if plain else [np.asarray(value) for value in values], name, where)
+        columns[name] = array.astype(_number_dtype(features[name]) or array.dtype, copy=False)
     return columns
+
+
+def _number_dtype(feature: Any) -> np.dtype | None:
+    """The numpy dtype that a dataset declares for a column (of lists), None for an image."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    try:
+        found = np.dtype(getattr(feature, "dtype", "O"))
+    except TypeError:
+        return None
+    return found if found.kind in "biuf" else None

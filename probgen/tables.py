@@ -50,7 +50,7 @@ class Arrays:
         self.names = tuple(self._arrays)
         self.rows = _common_rows(self._arrays, where)
         self.shapes = {name: array.shape[1:] for name, array in self._arrays.items()}
-        self.dtypes = {name: array.dtype for name, array in self._arrays.items()}
+        self.dtypes = {name: native(array[:0]).dtype for name, array in self._arrays.items()}
         self.classes = dict(classes or {})
         self.where = where
         self.in_memory = not any(isinstance(array, np.memmap) for array in self._arrays.values())
@@ -60,7 +60,7 @@ class Arrays:
 
     def read(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
         """These rows of every array; only they are read from a mapped file."""
-        found = {name: np.asarray(array[indices]) for name, array in self._arrays.items()}
+        found = {name: native(np.asarray(array[indices])) for name, array in self._arrays.items()}
         for name, array in self._arrays.items():
             if isinstance(array, np.memmap):
                 refuse_not_finite(found[name], name, self.where, _positions(indices, self.rows))
@@ -97,7 +97,7 @@ class Fetched:
     def read(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
         """These rows of every array."""
         positions = _positions(indices, self.rows)
-        found = {str(k): checked(v, k, self.where) for k, v in self._fetch(positions).items()}
+        found = {str(k): native(checked(v, k, self.where)) for k, v in self._fetch(positions).items()}
         for name, array in found.items():
             refuse_not_finite(array, name, self.where, positions)
             if self.names and array.shape[1:] != self.shapes.get(name):
@@ -129,7 +129,13 @@ def map_style(dataset: Any, where: str) -> Fetched:
         items = [_named(dataset[int(i)], where) for i in indices]
         return {name: stacked([item[name] for item in items], name, where, indices) for name in items[0]}
 
-    return Fetched(fetch, len(dataset), where)
+    try:
+        rows = len(dataset)
+    except TypeError as error:
+        raise ProbgenError(
+            f"{where} does not say how many rows it has ({error}): give an array, or define `len`"
+        ) from error
+    return Fetched(fetch, rows, where)
 
 
 def _takes_indices(dataset: Any) -> bool:
@@ -179,6 +185,8 @@ def checked(value: Any, name: str, where: str) -> np.ndarray:
             f"{name!r} in {where} has dtype {array.dtype}: convert it to real numbers (float, integer or bool), "
             "every row of the same shape"
         )
+    if np.ma.is_masked(array):
+        raise ProbgenError(f"{name!r} in {where} has masked values: fill them, or give the mask as an array of its own")
     if array.ndim == 0:
         raise ProbgenError(f"{name!r} in {where} is a single number: its first axis must be the rows")
     if array.size == 0:
@@ -218,8 +226,17 @@ def refuse_not_finite(array: np.ndarray, name: str, where: str, rows: np.ndarray
 
 
 def _settled(array: np.ndarray) -> np.ndarray:
-    small = isinstance(array, np.memmap) and array.nbytes <= IN_MEMORY_BYTES
-    return np.array(array) if small else array
+    """Small files in memory; what is there already in a form that every library takes."""
+    if isinstance(array, np.memmap):
+        return native(np.array(array)) if array.nbytes <= IN_MEMORY_BYTES else array
+    array = native(array)
+    return array if array.flags.writeable else array.copy()
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """In this machine's byte order, and not wider than float64."""
+    dtype = np.dtype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.dtype
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _common_rows(arrays: Mapping[str, np.ndarray], where: str) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +50,11 @@ def is_label(name: str) -> bool:
     return name.lower() in ("y", "label")
 
 
-def warn_left_out(names: Iterable[str], where: str) -> None:
-    """Say once which columns are not numbers and so not read."""
+def warn_left_out(names: Iterable[str], where: str, what: str = "numeric") -> None:
+    """Say once what is not read: columns that are not numbers."""
     names = list(names)
     if names:
-        warnings.warn(f"{where}: left out what is not numeric: {', '.join(names)}", stacklevel=2)
+        warnings.warn(f"{where}: left out what is not {what}: {', '.join(names)}", stacklevel=2)
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
@@ -67,7 +68,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ProbgenError(f"{path.name!r} is not a text table ({error}): save it as UTF-8 comma-separated") from error
     header = [str(i) for i in range(len(lines[0][1]))] if lines else []
-    if lines and not any(_is_number(cell) for cell in lines[0][1]):
+    if lines and _is_header(*(row for _, row in lines[:2])):
         header = [cell.strip() for cell in lines.pop(0)[1]]
     if not lines:
         raise ProbgenError(f"{path.name!r} is empty: give it one line a row")
@@ -101,6 +102,12 @@ def _column(i: int, name: str, lines: list[tuple[int, list[str]]], path: Path) -
     return values.astype(np.int64) if whole else values
 
 
+def _is_header(first: list[str], second: Sequence[str] = ()) -> bool:
+    """Whether the first line names the columns: it has no numbers, or a word where the next line has a number."""
+    words = [not _is_number(cell) for cell in first]
+    return all(words) or any(word and _is_number(below) for word, below in zip(words, second, strict=False))
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell)
@@ -122,16 +129,20 @@ def read_parquet(path: Path) -> dict[str, np.ndarray]:
     for name in table.column_names:
         column = table.column(name)
         if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
-            columns[name] = _nested(column.to_pylist(), name, path)
+            columns[name] = _nested(column, name, path)
         else:
             columns[name] = column.to_numpy()
     return from_columns(columns, path.name)
 
 
-def _nested(values: list, name: str, path: Path) -> np.ndarray:
+def _nested(column: Any, name: str, path: Path) -> np.ndarray:
+    """A column of (lists of) lists as one array, in the dtype it declares."""
+    kind = column.type
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
     try:
-        return np.array(values)
-    except ValueError as error:
+        return np.array(column.to_pylist()).astype(kind.to_pandas_dtype())
+    except (ValueError, TypeError) as error:
         raise ProbgenError(
-            f"column {name!r} of {path.name!r} holds lists of different lengths: make them equal"
+            f"column {name!r} of {path.name!r} holds lists of different lengths or of no numbers: make them equal"
         ) from error

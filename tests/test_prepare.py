@@ -291,5 +291,5 @@ def test_bad_constants_are_refused():
     with pytest.raises(ProbgenError, match="did you mean 'Scale'"):
         Preparation.from_json({"steps": {"x": [{"step": "Scales"}]}, "prepared": {}, "counted": None})
     preparation = prepared((Dequantize(),), np.round(REALS))
-    with pytest.raises(ProbgenError, match="pass a `numpy.random.Generator`"):
+    with pytest.raises(ProbgenError, match=r"pass a `numpy\.random\.Generator`"):
         preparation.forward({"x": REALS})

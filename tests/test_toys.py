@@ -1,5 +1,6 @@
 """The toys: each density against an independent integral, and each sampler against its density."""
 
+import itertools
 import math
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_a_tubes_density_equals_adaptive_quadrature(name):
         truth = sum(
             quad(density, a, b, args=(x, arm), epsabs=1e-15, epsrel=1e-11)[0]
             for arm in arms
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in itertools.pairwise(cuts)
         ) / len(arms)
         assert math.exp(log_p) == pytest.approx(truth, rel=1e-8, abs=1e-13)
 
