@@ -31,9 +31,7 @@ def plain(value: Any, where: str) -> Any:
         return {_key(k, where): plain(v, f"{where}: {k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, where) for v in value]
-    raise ProbgenError(
-        f"{where} holds a {type(value).__name__}: a run folder keeps numbers, text, lists and mappings"
-    )
+    raise ProbgenError(f"{where} holds a {type(value).__name__}: a run folder keeps numbers, text, lists and mappings")
 
 
 def _key(key: Any, where: str) -> str:
@@ -79,7 +77,7 @@ def to_yaml(value: Mapping[str, Any], where: str) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
-    return yaml.dump(plain(value, where), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(plain(value, where), Dumper=Dumper, sort_keys=False)
 
 
 def from_yaml(text: str, where: str) -> dict[str, Any]:

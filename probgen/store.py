@@ -47,7 +47,7 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Self]:
-        """Be the only writer; what a killed writer left half done is swept up first. Inside itself it is one."""
+        """Be the only writer; what a killed writer left half done is swept up first. May be entered again."""
         if self._writer_pid == os.getpid():
             yield self
             return
