@@ -62,10 +62,13 @@ def model_factors(structure: Structure, given: tuple[str, ...] = ()) -> list[Fac
 
 
 def guide_factors(structure: Structure, reads: tuple[str, ...] = ()) -> list[Factor]:
-    """The guide's factors: one a site where its parents are known, else one for the global and one for the local."""
-    drawn = {n: s for n, s in structure.guide.items() if s.role == "latent"}
+    """The guide's factors: one a site where its parents are known, else one for the global and one for the local.
+
+    What an autoguide draws on the way to the model's latents is left out.
+    """
+    drawn = {n: s for n, s in structure.guide.items() if s.role == "latent" and n in structure.latents}
     if any(site.parents for site in drawn.values()):
-        parents = {n: _through_computed(structure.guide, s) for n, s in drawn.items()}
+        parents = {n: [p for p in _through_computed(structure.guide, s) if p in drawn] for n, s in drawn.items()}
         each = [Factor((n,), (*parents[n], *(reads if s.local else ())), s.local) for n, s in drawn.items()]
         return sorted(each, key=lambda factor: factor.local)
     shared = tuple(n for n, s in drawn.items() if not s.local)

@@ -28,7 +28,7 @@ class CommandLine:
     def __init__(self, prog: str, description: str) -> None:
         from jsonargparse import ArgumentParser
 
-        self.prog = prog
+        self.name = prog.removeprefix("probgen ")
         self.annotations: dict[str, Any] = {}
         self._of_model: dict[str, str] = {}  # what an option of the model is called here -> its own name
         self._groups: dict[str, Any] = {}
@@ -72,10 +72,6 @@ class CommandLine:
             self.add(flag, option.annotation, f"{said} ({default})".strip(), title)
             self._of_model[flag[2:]] = option.name
 
-    def help(self) -> str:
-        """The help text."""
-        return self._parser.format_help()
-
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """The options given, by name; those of the model in a mapping of their own, under `"model"`."""
         words = self._spelled_out(argv)
@@ -96,7 +92,7 @@ class CommandLine:
         while words:
             word = words.pop(0)
             if not _is_option(word):
-                raise ProbgenError(f"{self.prog} does not know what to do with {word!r}")
+                raise ProbgenError(f"{self.name} does not know what to do with {word!r}")
             flag, equals, value = word.partition("=")
             flag = self._known(flag)
             if flag == "--help":
@@ -114,7 +110,7 @@ class CommandLine:
             if spelling in self.annotations:
                 return spelling
         known = [each for each in self.annotations if each.startswith("--")]
-        raise ProbgenError(f"{self.prog} has no option {flag}{did_you_mean(f'--{name}', known)}")
+        raise ProbgenError(f"{self.name} has no option {flag}{did_you_mean(f'--{name}', known)}")
 
     def _value_of(self, flag: str, words: list[str]) -> str:
         """Take the option's value off the words that follow it."""
@@ -122,7 +118,7 @@ class CommandLine:
         if annotation is bool and not (words and words[0].lower() in ("true", "false")):
             return "true"
         if not words or (_is_option(words[0]) and words[0].partition("=")[0] in self.annotations):
-            raise ProbgenError(f"{self.prog}: {flag} wants {wanted(annotation)}")
+            raise ProbgenError(f"{self.name}: {flag} wants {wanted(annotation)}")
         return words.pop(0)
 
     def _sentence(self, error: Exception, words: Sequence[str]) -> str:
@@ -133,8 +129,11 @@ class CommandLine:
         if flag in self.annotations and flag != "--config":
             got = re.search(r"Got value: (.*)", text)
             value = words[words.index(flag) + 1] if flag in words else got.group(1) if got else "that"
-            return f"{self.prog}: {flag} must be {wanted(self.annotations[flag])}, not {value!r}"
-        return f"{self.prog}: {' '.join(text.split())}"
+            return f"{self.name}: {flag} must be {wanted(self.annotations[flag])}, not {value!r}"
+        said = " ".join(text.split())
+        if "--config" in words and "config" in said:
+            return f"{words[words.index('--config') + 1]} is not a YAML file of options: {said}"
+        return f"{self.name}: {said}"
 
 
 def help_of(function: Callable[..., Any] | None) -> dict[str, str]:
@@ -226,11 +225,12 @@ def _value(node: ast.expr, spelled: Mapping[str, str], names: Mapping[str, Any],
 
 
 def _made(function: Any, args: list, keywords: dict, what: str) -> Any:
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*args, **keywords)
+        signature.bind(*args, **keywords)
     except TypeError as error:
-        takes = ", ".join(inspect.signature(function).parameters)
-        raise ProbgenError(f"{what}: {error}; it takes {takes or 'nothing'}") from None
+        takes = ", ".join(str(parameter).partition(":")[0] for parameter in signature.parameters.values())
+        raise ProbgenError(f"{what}: {error}; it is called {function.__name__}({takes})") from None
     try:
         return function(*args, **keywords)
     except (TypeError, ValueError) as error:

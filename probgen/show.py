@@ -82,12 +82,17 @@ class Description:
             yield "q", tuple(s for f in factors for s in f.sites), self.guide_reads, factors
 
     def __str__(self) -> str:
-        parts = [f"{self.name}: {_kind(self.structure)}", self.factorisation, _plate_line(self), _table(self.structure)]
+        parts = [
+            f"{self.name}: {_kind(self.structure)}",
+            self.factorisation,
+            _plate_line(self),
+            _table(self.structure, self.guide_reads),
+        ]
         parts += ["\n".join(f"KL of {name}: {how}" for name, how in self.kl.items()), self.diagram, self.latex]
         return "\n\n".join(part for part in parts if part)
 
     def _repr_markdown_(self) -> str:
-        body = f"{_table(self.structure)}\n\n{self.diagram}"
+        body = f"{_table(self.structure, self.guide_reads)}\n\n{self.diagram}"
         formulas = "\n\n".join(f"$${line}$$" for line in self.latex.splitlines())
         return f"**{self.name}**: {_kind(self.structure)}\n\n{formulas}\n\n```text\n{body}\n```"
 
@@ -144,17 +149,16 @@ def _plate_line(description: Description) -> str:
     return f"data plate: {names}, which stands for all {rows:,} rows: its sites are scaled by N/B"
 
 
-def _table(structure: Structure) -> str:
+def _table(structure: Structure, guide_reads: tuple[str, ...]) -> str:
     rows = [("site", "role", "distribution", "event", "support", "plates", "depends on")]
     for where, sites in (("", structure.model), ("guide ", structure.guide)):
         for name, site in sites.items():
             event = site.shape[len(site.shape) - site.event_dim :] if site.event_dim else ()
             shape = "×".join(str(n) for n in event) or "scalar"
             plates = ", ".join(f"{p.name} ({'N' if p.data else p.size})" for p in site.plates) or "none: global"
+            behind = (*site.parents, *guide_reads) if where and site.local else site.parents
             role = "summed out" if name in structure.enumerated and not where else f"{where}{site.role}"
-            rows.append(
-                (name, role, site.family, shape, described(site.support) or "–", plates, ", ".join(site.parents))
-            )
+            rows.append((name, role, site.family, shape, described(site.support) or "–", plates, ", ".join(behind)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -176,6 +180,8 @@ def _kl(structure: Structure, name: str) -> str:
             else "p sums over it"
         )
         return f"sampled: {why}"
+    if q.delta:
+        return "sampled: the guide computes it from another draw"
     pair = f"{q.family} ‖ {p.family}"
     if p.family == q.family and p.family in _CLOSED:
         return f"analytic: {pair} has a closed form, and p({name}) depends on nothing that the guide draws later"

@@ -71,6 +71,13 @@ def test_enumerated_latents_factors_and_other_families():
     assert energy.factorisation == "p(x) ∝ p(x) ψ(x)" and "unnormalised" in str(energy)
 
 
+def test_what_an_autoguide_draws_on_its_way_is_no_factor():
+    helper = site("_Auto_latent", local=False)
+    guide = [helper, site("w", "latent", "_Auto_latent", local=False, family="Delta", delta=True)]
+    told = describe([site("w", local=False), site("x", "observed", "w")], guide, reads=())
+    assert told.factorisation.splitlines()[1] == "q(w)" and "computes it" in told.kl["w"]
+
+
 def test_long_chains_are_shortened_and_greek_names_are_letters():
     chain = [site("x_1")] + [site(f"x_{t}", "latent", f"x_{t - 1}") for t in range(2, 51)]
     told = describe([*chain, site("x", "observed", "x_50")])
