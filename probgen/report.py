@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from probgen import pictures
 from probgen.errors import ProbgenError
-from probgen.pictures import canvas
+from probgen.pictures import canvas, material
 from probgen.program import Site, arguments
 from probgen.show import Description
 from probgen.summary import headline, numbers, prepared_by, protocol
@@ -100,8 +100,8 @@ def page(run: Any, drawn: dict[str, Axes] | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}: report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f'<header><p class="kicker">{_origin(run)}</p><h1>{name}</h1><p class="headline">{escape(headline(run))}</p></header>\n'
-        f"{body}\n<footer>Written by probgen {escape(_version('probgen') or '')}. Losses and likelihoods are in nats per "
-        "datum, in the units of the data given; ± is one standard error.</footer>\n</main>\n</body>\n</html>\n"
+        f"{body}\n<footer>{escape(' '.join(('Written by probgen', _version('probgen') or '')).strip())}. Likelihoods are in "
+        "nats per datum, in the units of the data given, losses in those the program sees; ± is one standard error.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -111,11 +111,13 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
     yield _section("Training", "", figures.row("curves", "terms"))
     yield _section(
         "Samples",
-        "Draws of the program beside rows of the data. A model that copies its training set shows twice the same "
-        f"picture in the last figure. {_seen(run)}",
-        figures.row("data", "samples", *figures.if_possible("means"), "nearest"),
+        "Draws of the program beside rows of the data, and beside the training data nearest to them: a model that copies "
+        f"its training set shows everything twice. {_seen(run)}",
+        figures.row("data", "samples", *figures.beside_samples()),
     )
-    if run.structure.sampled:
+    if run.structure.has_global_latents:
+        yield _section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
+    if any(site.local for site in run.structure.sampled.values()):
         yield _section(
             "Latent space",
             "Where the guide places data, what latents decode to, and what is lost on the way there and back.",
@@ -158,6 +160,16 @@ class _Figures:
     def if_possible(self, name: str) -> tuple[str, ...]:
         """The picture's name if it can be drawn, for pictures that only some programs have."""
         return (name,) if self._axes(name) is not None else ()
+
+    def beside_samples(self) -> tuple[str, ...]:
+        """Neighbours of samples, and means where a sample is a picture whose noise hides what was drawn."""
+        try:
+            kind = material.look_of(self.run, material.shown_array(self.run)).kind
+        except ProbgenError:
+            return ()
+        noisy = kind in ("image", "vector") and self.run.structure.latents
+        means = self.if_possible("means") if noisy else ()
+        return (*means, "nearest") if kind != "scalar" else means
 
     def _axes(self, name: str) -> Axes | None:
         if name not in self.drawn and name not in self.refused:
@@ -265,7 +277,7 @@ def _typeset(line: str) -> str:
         stem, below = found[1], found[2]
         return f"<i>{stem}</i>" + (f"<sub>{below}</sub>" if below else "")
 
-    return re.sub(r"(?<![&\w])([^\W\d_]+)(?:_(\w+))?(?![\w;])", name, escape(line))
+    return re.sub(r"(?<![&\w])([^\W\d_]+)(?:_(\d+|\w))?(?![\w;])", name, escape(line))
 
 
 def _numbers(run: Any) -> str:

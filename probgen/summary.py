@@ -60,7 +60,9 @@ def numbers(evaluation: Mapping[str, Any] | None) -> list[Number]:
 
 def _number(name: str, value: float, evaluation: Mapping[str, Any]) -> Number:
     head, _, site = name.partition("/")
-    if head == "term":
+    if name == "term/prepare":
+        label, unit, meaning = "log-Jacobian of prepare", "nats per datum", "what the change of units adds to log p(x)"
+    elif head == "term":
         label, unit, meaning = f"term of {site}", "nats per datum", "log p where observed, log p − log q where latent"
     else:
         label, unit, meaning = _MEANING.get(head, (head.replace("_", " "), "", ""))
@@ -75,7 +77,7 @@ def with_error(value: float, error: float | None) -> str:
         return str(value)
     if isinstance(value, int):
         return _signed(f"{value:,}")
-    if error is None or not math.isfinite(error) or error <= 0:
+    if error is None or not math.isfinite(error) or error <= 1e-7 * abs(value):
         return _signed(f"{value:.4g}")
     places = max(0, 1 - math.floor(math.log10(error)))
     return f"{_signed(f'{value:.{places}f}')} ± {error:.{places}f}"

@@ -16,6 +16,7 @@ class LinearTrained:
     """z ~ N(0, I), x = mean + weight z + sd * noise, with q(z | x) the posterior of probabilistic PCA."""
 
     def __init__(self, x, z_dim):
+        self.arrays = {"x": np.asarray(x[:2], dtype=float)}
         self.shape = x.shape[1:]
         flat = np.asarray(x, dtype=float).reshape(len(x), -1)
         self.mean = flat.mean(0)

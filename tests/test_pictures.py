@@ -96,7 +96,7 @@ def test_early_values_outside_the_frame_are_told(digits):
 def test_the_nearest_training_image_is_the_nearest(digits):
     ax = pictures.nearest(digits, n=16)
     mosaic = np.ma.filled(ax.images[0].get_array(), np.nan)
-    drawn = digits.sample(16)["x"].reshape(16, -1)
+    drawn = digits.sample(64)["x"][:16].reshape(16, -1)  # the first of the 64 that `samples` shows
     train = digits.data.train["x"].reshape(len(digits.data.train), -1).astype(float)
     brute = [min(range(len(train)), key=lambda j: np.sum((train[j] - x) ** 2)) for x in drawn]
     low, high = digits.spec["x"].range
@@ -156,11 +156,11 @@ def test_a_prior_that_is_not_standard_normal_is_followed(digits):
             return {name: 3 * v + 1 if name == "z" else v for name, v in super().draw(n, seed, arrays).items()}
 
     run = changed(digits, trained=Wide(digits.data.train["x"], 2))
-    mean, sd = decoded.prior_scale(run, digits.data.test, "z", 0)
+    mean, sd = decoded.prior_scale(run, None, "z", 0)
     # 1000 draws: four standard errors are 0.38 for the mean and 0.27 for the sd, a false alarm in 4,000.
     assert mean == pytest.approx([1, 1], abs=0.38)
     assert sd == pytest.approx([3, 3], abs=0.27)
-    centre, scale = decoded.prior_scale(digits, digits.data.test, "z", 0)
+    centre, scale = decoded.prior_scale(digits, None, "z", 0)
     assert centre.tolist() == [0, 0]
     assert scale.tolist() == [1, 1]
 
@@ -247,6 +247,33 @@ def test_impossible_pictures_are_refused_in_one_sentence(digits):
         with pytest.raises(ProbgenError, match=words) as caught:
             draw()
         assert "\n" not in str(caught.value)
+
+
+def test_decoded_pictures_need_no_data(digits):
+    alone = changed(digits, data=None)
+    for name in ("traversal", "manifold"):
+        with_data = getattr(pictures, name)(digits).images[0].get_array()
+        assert np.ma.allequal(getattr(pictures, name)(alone).images[0].get_array(), with_data), name
+
+
+def test_a_forest_shows_the_quantiles_of_global_latents(digits):
+    sites = {"w": Site("w", "latent", "Normal", (3,), 1), "b": Site("b", "latent", "Normal", (), 0)}
+    drawn = {"w": np.random.default_rng(0).normal([0, 5, -5], size=(400, 3)), "b": np.arange(400.0)}
+
+    class Global(type(digits.trained)):
+        def posterior(self, arrays, draws, seed):
+            return drawn, None, None
+
+    structure = Structure({**sites, "x": digits.structure.model["x"]}, sites)
+    run = changed(digits, structure=structure, trained=Global(digits.data.train["x"], 2))
+    ax = pictures.forest(run)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["w[0]", "w[1]", "w[2]", "b"]
+    medians = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
+    assert medians == pytest.approx([*np.median(drawn["w"], 0), 199.5])
+    ends = [tuple(line.get_xdata()) for line in ax.get_lines() if len(line.get_xdata()) == 2][:8:2]
+    assert ends[3] == pytest.approx((0.03 * 399, 0.97 * 399))
+    with pytest.raises(ProbgenError, match="no continuous global latent"):
+        pictures.forest(digits)
 
 
 def test_data_without_a_test_set_are_shown_by_what_there_is():

@@ -8,6 +8,7 @@ from probgen.pictures.canvas import detached
 from probgen.pictures.curves import curves, terms
 from probgen.pictures.decoded import manifold, traversal
 from probgen.pictures.diagram import diagram
+from probgen.pictures.forest import forest
 from probgen.pictures.khat import khat
 from probgen.pictures.latents import latents
 from probgen.pictures.samples import data, nearest, reconstructions, samples
@@ -17,6 +18,7 @@ __all__ = [
     "data",
     "detached",
     "diagram",
+    "forest",
     "khat",
     "latents",
     "manifold",

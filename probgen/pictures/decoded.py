@@ -17,6 +17,8 @@ from probgen.pictures.latents import CHUNK, latent_site, mathematical, posterior
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_DRAWS = 1000  # draws of the model that its prior's mean and sd are taken from
+
 
 def traversal(
     run: Any,
@@ -34,10 +36,10 @@ def traversal(
     """
     site, shown = latent_site(run, site), material.shown_array(run)
     look = material.look_of(run, shown)
-    rows = material.rows_of(run, data)
-    centre, scale = prior_scale(run, rows, site, seed)
+    centre, scale = prior_scale(run, data, site, seed)
     order, title = np.arange(centre.size), f"Each dimension of {mathematical(site)}, moved by ±{reach:g} sd"
     if centre.size > dims:
+        rows = material.rows_of(run, data)
         index = material.choose(rows, CHUNK, seed)
         activity = posterior_means(run, rows, index, site, 8, seed).var(0)
         order = np.argsort(-activity, kind="stable")[:dims]
@@ -47,9 +49,9 @@ def traversal(
     points[np.arange(len(points)), np.repeat(order, steps)] += np.tile(offsets, len(order)) * np.repeat(
         scale[order], steps
     )
-    decoded = decode(run, rows, site, points, shown, seed)
+    decoded = decode(run, data, site, points, shown, seed)
     if look.kind in ("plane", "scalar"):
-        return _paths(ax, run, rows, shown, look, decoded.reshape(len(order), steps, -1), order, title)
+        return _paths(ax, run, data, shown, look, decoded.reshape(len(order), steps, -1), order, title)
     cells = decoded.reshape(len(order), steps, *decoded.shape[1:])
     names = [mathematical(f"{site}_{d + 1}") if "_" not in site else f"{d + 1}" for d in order]
     return tiles.grid(
@@ -71,8 +73,7 @@ def manifold(
     """
     site, shown = latent_site(run, site), material.shown_array(run)
     look = material.look_of(run, shown)
-    rows = material.rows_of(run, data)
-    centre, scale = prior_scale(run, rows, site, seed)
+    centre, scale = prior_scale(run, data, site, seed)
     if centre.size != 2:
         raise ProbgenError(
             f"the manifold needs a latent of two dimensions, and {site!r} has {centre.size}: use `traversal`"
@@ -80,36 +81,37 @@ def manifold(
     quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
     across, up = centre[0] + scale[0] * quantiles, centre[1] + scale[1] * quantiles[::-1]
     points = np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)
-    decoded = decode(run, rows, site, points, shown, seed)
+    decoded = decode(run, data, site, points, shown, seed)
     title = f"Means of the data over the quantiles of {mathematical(site)}"
     if look.kind in ("plane", "scalar"):
-        return _net(ax, run, rows, shown, look, decoded.reshape(n, n, -1), title)
+        return _net(ax, run, data, shown, look, decoded.reshape(n, n, -1), title)
     return tiles.grid(ax, look, decoded.reshape(n, n, *decoded.shape[1:]), title)
 
 
-def prior_scale(run: Any, rows: Any, site: str, seed: int, draws: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def prior_scale(run: Any, data: Any, site: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each dimension of a latent under the model.
 
     From draws of the model; those that agree with the standard normal within five standard errors are taken as
     exactly 0 and 1.
     """
-    index = np.random.default_rng(seed).integers(0, len(rows), draws)
-    arrays = material.prepared(run, rows, index, seed)
-    values = np.asarray(run.trained.draw(draws, seed=seed, arrays=arrays)[site], dtype=float).reshape(draws, -1)
+    arrays = material.placeholders(run, data, _DRAWS, seed)
+    drawn = run.trained.draw(_DRAWS, seed=seed, arrays=arrays)
+    values = np.asarray(drawn[site], dtype=float).reshape(_DRAWS, -1)
     mean, sd = values.mean(0), values.std(0, ddof=1)
-    standard = np.all(np.abs(mean) < 5 / math.sqrt(draws)) and np.all(np.abs(sd - 1) < 5 / math.sqrt(2 * draws))
+    standard = np.all(np.abs(mean) < 5 / math.sqrt(_DRAWS)) and np.all(np.abs(sd - 1) < 5 / math.sqrt(2 * _DRAWS))
     return (np.zeros_like(mean), np.ones_like(sd)) if standard else (mean, sd)
 
 
-def decode(run: Any, rows: Any, site: str, points: np.ndarray, shown: str, seed: int) -> np.ndarray:
+def decode(run: Any, data: Any, site: str, points: np.ndarray, shown: str, seed: int) -> np.ndarray:
     """Means of a data array, in data units, at the given values of one latent.
 
     Latents above it are held at one draw of the model, those below it follow it.
     """
     n, structure = len(points), run.structure
-    row = np.random.default_rng(seed).integers(0, len(rows), 1)
-    arrays = material.prepared(run, rows, np.repeat(row, n), seed)
-    drawn = run.trained.draw(1, seed=seed, arrays={name: value[:1] for name, value in arrays.items()})
+    arrays = material.placeholders(run, data, _DRAWS, seed)
+    drawn = run.trained.draw(_DRAWS, seed=seed, arrays=arrays)  # the draws of `prior_scale`: one shape, compiled once
+    drawn = {name: np.asarray(value)[:1] for name, value in drawn.items()}
+    arrays = {name: np.repeat(value[:1], n, 0) for name, value in arrays.items()}
     held = [name for name, s in structure.latents.items() if s.local and not _follows(structure, name, site)]
     latents = {name: np.repeat(np.asarray(drawn[name]), n, 0) for name in held if name in drawn}
     latents[site] = points.reshape(n, *np.shape(drawn[site])[1:]).astype(np.asarray(drawn[site]).dtype)
@@ -123,8 +125,10 @@ def _follows(structure: Any, name: str, site: str) -> bool:
     return any(parent == site or _follows(structure, parent, site) for parent in parents)
 
 
-def _backdrop(ax: Axes, run: Any, rows: Any, shown: str, look: material.Look) -> None:
-    if look.kind == "plane":
+def _backdrop(ax: Axes, run: Any, data: Any, shown: str, look: material.Look) -> None:
+    """The data behind what is drawn in their space, where they are at hand."""
+    if look.kind == "plane" and (data is not None or run.data is not None):
+        rows = material.rows_of(run, data)
         cloud = np.asarray(rows[material.choose(rows, 2000, 0)][shown], dtype=float).reshape(-1, 2)
         ax.scatter(*cloud.T, s=5, color=SHADE, linewidths=0, rasterized=True, label="data")
 
@@ -132,7 +136,7 @@ def _backdrop(ax: Axes, run: Any, rows: Any, shown: str, look: material.Look) ->
 def _paths(
     ax: Axes | None,
     run: Any,
-    rows: Any,
+    data: Any,
     shown: str,
     look: material.Look,
     paths: np.ndarray,
@@ -142,15 +146,15 @@ def _paths(
     """Points: the path each latent dimension draws in data space."""
     both = paths.reshape(-1, paths.shape[-1])
     ax = axes(ax, height_for(both.min(0), both.max(0)) if look.kind == "plane" else 3.4)
-    _backdrop(ax, run, rows, shown, look)
+    _backdrop(ax, run, data, shown, look)
     for i, (dim, path) in enumerate(zip(order, paths, strict=True)):
         at = (path[:, 0], path[:, 1]) if look.kind == "plane" else (np.arange(len(path)), path[:, 0])
         ax.plot(*at, color=CLASSES[i % len(CLASSES)], marker="o", markersize=3, label=f"dimension {dim + 1}")
-    legend(ax)
+    legend(ax, markerscale=1.5)
     return plot(ax, title)
 
 
-def _net(ax: Axes | None, run: Any, rows: Any, shown: str, look: material.Look, net: np.ndarray, title: str) -> Axes:
+def _net(ax: Axes | None, run: Any, data: Any, shown: str, look: material.Look, net: np.ndarray, title: str) -> Axes:
     """Points: the grid of quantiles as it lies in data space."""
     both = net.reshape(-1, net.shape[-1])
     ax = axes(ax, height_for(both.min(0), both.max(0)) if look.kind == "plane" else 4.6)
@@ -158,7 +162,7 @@ def _net(ax: Axes | None, run: Any, rows: Any, shown: str, look: material.Look, 
         shown_values = ax.imshow(net[..., 0], cmap="cividis", interpolation="nearest")
         ax.figure.colorbar(shown_values, ax=ax, shrink=0.8)
         return plot(ax, title)
-    _backdrop(ax, run, rows, shown, look)
+    _backdrop(ax, run, data, shown, look)
     for i in range(len(net)):
         ax.plot(*net[i].T, color=CLASSES[0], linewidth=0.9)
         ax.plot(*net[:, i].T, color=CLASSES[1], linewidth=0.9)

@@ -50,6 +50,14 @@ def prepared(run: Any, rows: Any, index: np.ndarray, seed: int) -> dict[str, np.
     return dict(run.preparation.forward(rows[index], np.random.default_rng(seed))[0])
 
 
+def placeholders(run: Any, data: Any, n: int, seed: int) -> dict[str, np.ndarray]:
+    """`n` prepared rows that an unconditioned run of the program is handed: of the data, else of its example."""
+    if data is None and run.data is None and not given_names(run):
+        return {name: np.resize(value, (n, *np.shape(value)[1:])) for name, value in run.trained.arrays.items()}
+    rows = rows_of(run, data)
+    return prepared(run, rows, np.random.default_rng(seed).integers(0, len(rows), n), seed)
+
+
 def data_means(run: Any, shown: str, means: Mapping[str, np.ndarray]) -> np.ndarray:
     """The means of one data array among those of the data sites, in the units of the data."""
     sites = data_arrays(run)

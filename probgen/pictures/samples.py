@@ -43,10 +43,10 @@ def samples(
     """
     shown = material.shown_array(run, name)
     look = material.look_of(run, shown)
-    n = n or (64 if look.kind in ("image", "vector") else 2000)
+    n = n or _samples(run, look)
     values = means(run, n, data, shown, seed) if mean else material.drawn_data(run, n, shown, data, seed)
     given = material.given_names(run)
-    title = "Means of the data at latents drawn from the prior" if mean else "Samples"
+    title = "Means of the data at drawn latents" if mean else "Samples"
     title += f" given {', '.join(given)}" if given else ""
     behind = None
     if look.kind in ("plane", "scalar") and (run.data is not None or data is not None):
@@ -65,7 +65,7 @@ def nearest(
     seed: int = 0,
     rows: int = 60_000,
 ) -> Axes:
-    """Each sample beside the training datum nearest to it, by Euclidean distance in data units.
+    """Samples, the first of `samples`, beside the training data nearest to them, by Euclidean distance in data units.
 
     A model that copies its training set shows twice the same picture. At most `rows` training rows are searched,
     as the title says.
@@ -73,7 +73,7 @@ def nearest(
     shown = material.shown_array(run, name)
     look = material.look_of(run, shown)
     n = n or _PAIRS[look.kind]
-    drawn = material.drawn_data(run, n, shown, data, seed)
+    drawn = material.drawn_data(run, max(n, _samples(run, look)), shown, data, seed)[:n]
     found, searched = nearest_rows(material.training_rows(run, data), shown, drawn, rows)
     title = f"Samples and the nearest of {searched:,} training rows"
     return _pairs(ax, look, drawn, found, ("sample", "nearest"), title, muted=1)
@@ -94,11 +94,16 @@ def reconstructions(
     return _pairs(ax, look, rows[index][shown], rebuilt, ("data", "rebuilt"), "Data and their reconstructions", muted=0)
 
 
+def _samples(run: Any, look: material.Look) -> int:
+    """How many samples are shown; where latents are global, each is a run of its own."""
+    if look.kind in ("image", "vector"):
+        return 64
+    return 300 if run.structure.has_global_latents else 2000
+
+
 def means(run: Any, n: int, data: Any, shown: str, seed: int) -> np.ndarray:
     """Means of a data array, in data units, at `n` latents drawn from the model."""
-    rows = material.rows_of(run, data)
-    index = np.random.default_rng(seed).integers(0, len(rows), n)
-    arrays = material.prepared(run, rows, index, seed)
+    arrays = material.placeholders(run, data, n, seed)
     drawn = run.trained.draw(n, seed=seed, arrays=arrays)
     latents = {name: drawn[name] for name, s in run.structure.latents.items() if s.local and name in drawn}
     decoded = run.trained.decode(latents, n, seed=seed, arrays=arrays)
