@@ -60,9 +60,7 @@ def _acquire(fd: int, what: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise ProbgenError(f"cannot lock {what}: {error.strerror or error}; choose another") from error
-        warnings.warn(
-            f"the file system of {what} has no locks: make sure that nothing else writes there", stacklevel=6
-        )
+        warnings.warn(f"the file system of {what} has no locks: make sure that nothing else writes there", stacklevel=6)
 
 
 def _sign(fd: int, text: bytes) -> None:

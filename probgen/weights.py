@@ -44,7 +44,7 @@ def load(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     from safetensors.numpy import load as parse
 
     try:
-        arrays = {name: np.array(value) for name, value in parse(data).items()}
+        arrays = {name: np.require(value, requirements="W") for name, value in parse(data).items()}
     except (SafetensorError, KeyError, ValueError, OverflowError) as error:
         what = "is empty" if not data else f"is not a whole safetensors file ({str(error)[:120]})"
         raise ProbgenError(f"{path} {what}: restore it from a copy, or fit again") from error

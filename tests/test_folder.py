@@ -1,5 +1,6 @@
 """The run folder: whole at every instant, one writer, every damage told in one sentence."""
 
+import enum
 import hashlib
 import json
 import math
@@ -174,6 +175,19 @@ def test_plain_values_survive_json_and_yaml(value):
         assert repr(plain.from_json(plain.to_json(value, "f"))) == repr(value)
 
 
+def test_enumerations_are_told_as_what_they_are():
+    class Word(enum.StrEnum):
+        AUTO = "auto"
+
+    class Number(enum.IntEnum):
+        TWO = 2
+
+    value = {"device": Word.AUTO, "n": Number.TWO, "flag": np.bool_(True), "lr": np.float32(0.5), "shape": (1, 2)}
+    expected = {"device": "auto", "n": 2, "flag": True, "lr": 0.5, "shape": [1, 2]}
+    assert repr(plain.from_yaml(plain.to_yaml(value, "f"), "f")) == repr(expected)
+    assert repr(plain.from_json(plain.to_json(value, "f"))) == repr(expected)
+
+
 @pytest.mark.parametrize("value", [object(), {1: 2}, {"a": {2}}, np.array([object()]), b"bytes", 1j])
 def test_what_is_not_plain_is_refused(tmp_path, value):
     folder = Folder.create(tmp_path)
@@ -304,6 +318,7 @@ def test_a_second_writer_is_refused_in_this_process(tmp_path):
         folder.write_json("a.json", 1)  # which goes on
         Folder.open(tmp_path).verify()  # and readers are free
     before = contents(tmp_path)
+    assert before[".lock"] == b""
     with Folder.open(tmp_path).writer():
         pass
     assert contents(tmp_path) == before  # to have looked changes nothing
@@ -476,6 +491,8 @@ def test_a_stop_at_every_single_disk_operation_leaves_the_old_or_the_new(tmp_pat
         if step == 2:  # the rows up to a checkpoint are there, once
             assert [row["step"] for row in folder.metrics()] == [1, 2]
         folder.verify()
+        manifest = json.loads((folder.path / "manifest.json").read_text())
+        assert all(isinstance(sha, str) for sha in manifest["files"].values())  # all is settled
         left = {p.name for p in folder.path.rglob("*") if p.is_file()}
         known = {".lock", "config.yaml", "evaluation.json", "manifest.json", "metrics.jsonl", "model.py", WEIGHTS}
         assert {n for n in left - known if not n.startswith("0000000")} <= {"curves.png", "report.html"}
@@ -909,7 +926,10 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
             folder.append_metrics({"step": step, "loss": math.nan if step == 3 else np.float32(step)})
             assert len(Folder.open(tmp_path).metrics()) == step  # a reader sees it at once
         folder.truncate_metrics(4)
+    folder.verify()
+    with folder.writer():
         folder.append_metrics({"step": 5, "loss": 0.0})
+        folder.verify()
     rows = folder.metrics()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5] and rows[-1]["loss"] == 0.0
     assert math.isnan(rows[2]["loss"])
