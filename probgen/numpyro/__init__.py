@@ -4,6 +4,7 @@ from probgen.numpyro.elbo import ELBO as ELBO
 from probgen.numpyro.elbo import IWAE as IWAE
 from probgen.numpyro.engine import Engine as Engine
 from probgen.numpyro.loss import Loss as Loss
+from probgen.numpyro.loss import as_loss as as_loss
 from probgen.numpyro.scope import has_cuda as has_cuda
 from probgen.numpyro.structure import inspect as inspect
 from probgen.numpyro.svi import SVI as SVI

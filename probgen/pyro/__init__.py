@@ -4,6 +4,7 @@ from probgen.pyro.elbo import ELBO as ELBO
 from probgen.pyro.elbo import IWAE as IWAE
 from probgen.pyro.engine import Engine as Engine
 from probgen.pyro.loss import Loss as Loss
+from probgen.pyro.loss import as_loss as as_loss
 from probgen.pyro.svi import SVI as SVI
 from probgen.pyro.trained import Trained as Trained
 from probgen.pyro.trained import inspect as inspect
