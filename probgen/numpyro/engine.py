@@ -224,24 +224,31 @@ class Engine:
 
     # -- the compiled loop ---------------------------------------------------------------------------------------
 
+    def _one(self, state: State, source: Any, first: jax.Array, i: jax.Array) -> tuple[State, dict]:
+        """Step `first` + i, on the i-th batches of the source."""
+        return self._step(state, list(self._batches(source, i)), first + i)
+
     @functools.cached_property
-    def _loop(self) -> Callable:
-        return jax.jit(self._run)  # not donated: the state before a chunk is what a NaN in it is traced back from
+    def _loop(self) -> Callable[..., tuple[State, dict]]:
+        """`count` steps, at most the loop's capacity, from `first` on. Nothing is donated: the state before a chunk
+        is what a NaN in it is traced back from.
+        """
+        example = (self.start(), self._source(0, 1), jnp.int32(0), jnp.int32(0))
+        jaxpr, (_, metrics) = jax.make_jaxpr(self._one, return_shape=True)(*example)
+        # Inside a loop XLA runs convolutions on a CPU 5 to 10 times slower: there every step is a call of its own.
+        if self._device.platform == "cpu" and "conv_general_dilated" in str(jaxpr):
+            return functools.partial(_called, jax.jit(self._one))
+        empty = {name: jnp.zeros((self._capacity,), metric.dtype) for name, metric in metrics.items()}
 
-    def _run(self, state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
-        """`count` steps, at most the loop's capacity, in one compiled loop."""
+        def run(state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
+            def body(i: jax.Array, carry: tuple) -> tuple:
+                state, logs = carry
+                state, metrics = self._one(state, source, first, i)
+                return state, {name: logs[name].at[i].set(metrics[name]) for name in logs}
 
-        def one(i: jax.Array, state: State) -> tuple[State, dict]:
-            return self._step(state, list(self._batches(source, i)), first + i)
+            return jax.lax.fori_loop(0, count, body, (state, empty))
 
-        def body(i: jax.Array, carry: tuple) -> tuple:
-            state, logs = carry
-            state, metrics = one(i, state)
-            return state, {name: logs[name].at[i].set(metrics[name]) for name in logs}
-
-        _, shapes = jax.eval_shape(one, first, state)
-        logs = {name: jnp.zeros((self._capacity,), s.dtype) for name, s in shapes.items()}
-        return jax.lax.fori_loop(0, count, body, (state, logs))
+        return jax.jit(run)
 
     def _batches(self, source: Mapping[str, Any], i: jax.Array) -> Iterator[Mapping[str, jax.Array]]:
         """The batches of one step: gathered from the resident rows, or those that were fed."""
@@ -325,6 +332,15 @@ class Share:
     def own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The player's part of all parameters."""
         return {name: value for name, value in params.items() if name in self.names}
+
+
+def _called(one: Callable, state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
+    """The steps one call at a time."""
+    logs = []
+    for i in range(int(count)):
+        state, metrics = one(state, source, first, jnp.int32(i))
+        logs.append(metrics)
+    return state, {name: np.stack([log[name] for log in logs]) for name in logs[0]}
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:

@@ -25,6 +25,8 @@ from probgen.program import Program, arguments
 
 Tree = dict[str, Any]
 
+QUICK = {"xla_backend_optimization_level": 0}  # what runs once is compiled in half the time
+
 
 @dataclass(frozen=True)
 class Leaves:
@@ -65,7 +67,7 @@ def collect(program: Program, arrays: Mapping[str, Any], seed_: int, extra: Iter
                         params[name] = kept[name].inv(site["value"])
         return jax.tree.map(_in_force, (params, dict(buffers.held)))
 
-    params, buffers = jax.jit(run)(jax.random.key(seed_))
+    params, buffers = jax.jit(run, compiler_options=QUICK)(jax.random.key(seed_))
     return Leaves(params, buffers, kept)
 
 

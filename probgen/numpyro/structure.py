@@ -26,7 +26,7 @@ from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
 
 from probgen.errors import ProbgenError
-from probgen.numpyro.leaves import collect, prepared
+from probgen.numpyro.leaves import QUICK, collect, prepared
 from probgen.numpyro.modes import mode
 from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers, refuse_unguided
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
@@ -279,7 +279,7 @@ def _changed_by(draw: Callable[..., Any], arrays: Mapping[str, jax.Array], name:
     """The sites whose draw, with the same key, differs between an array's values and the same values in other rows."""
     values = np.asarray(arrays[name])
     other = np.roll(values, 1, axis=0)
-    draw = jax.jit(draw)
+    draw = jax.jit(draw, compiler_options=QUICK)
     before, after = draw(**arrays), draw(**{**arrays, name: jnp.asarray(other)})
     if np.array_equal(values, other):  # rows all alike tell nothing: trust the program's arithmetic
         return [site for site, sources in eval_provenance(draw, **arrays).items() if name in sources]
