@@ -148,6 +148,7 @@ class _Figures:
     def __init__(self, run: Any, drawn: dict[str, Axes]) -> None:
         self.run, self.drawn = run, drawn
         self.refused: dict[str, str] = {}
+        self.told: set[str] = set()  # a reason is given once
         self.draw: dict[str, Callable[[Any], Axes]] = {
             name: getattr(pictures, name) for name in pictures.__all__ if name != "detached"
         }
@@ -211,7 +212,7 @@ def svg(ax: Axes, name: str) -> str:
     ax.figure.set_size_inches(width, height)
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<style[^>]*>.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(
         r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{name}">', text, count=1
     )

@@ -99,7 +99,7 @@ def linear_run(source="digits", z_dim=2, **changes):
             "step": steps.tolist(),
             "epoch": (steps / 50).tolist(),
             "loss": loss.tolist(),
-            "valid_loss": [v + 2 if i % 5 == 4 else None for i, v in enumerate(loss)],
+            "valid_loss": [v + 2 if i % 5 == 4 else float("nan") for i, v in enumerate(loss)],
             "lr": [1e-3] * len(steps),
             "grad_norm": np.full(len(steps), 3.0).tolist(),
             "seconds": (steps / 1000).tolist(),

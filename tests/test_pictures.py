@@ -72,7 +72,7 @@ def test_a_picture_is_drawn_on_the_axes_given(digits):
 def test_curves_hold_the_metrics_numbers(digits):
     training, validation = pictures.curves(digits).get_lines()
     assert training.get_xydata() == pytest.approx(np.c_[digits.metrics["step"], digits.metrics["loss"]])
-    seen = [(s, v) for s, v in zip(digits.metrics["step"], digits.metrics["valid_loss"], strict=True) if v is not None]
+    seen = [(s, v) for s, v in zip(digits.metrics["step"], digits.metrics["valid_loss"], strict=True) if np.isfinite(v)]
     assert validation.get_xydata() == pytest.approx(np.array(seen))
     terms = {line.get_label(): line.get_ydata() for line in pictures.terms(digits).get_lines()}
     assert terms["x"] == pytest.approx(digits.metrics["term/x"])
