@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,25 @@ from probgen.errors import ProbgenError
 from probgen.program import Structure
 from probgen.pyro.enumeration import enumerated_traces, expected_terms, marginal_per_datum
 from probgen.pyro.loss import Loss, scheduled
-from probgen.pyro.trace import plan_structure
+from probgen.pyro.trace import plan_structure, rows_stood_for
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one look at a pair says about how its bound is computed."""
+    """What one look at a pair says about how its bound is computed.
+
+    `analytic` are the sites with a closed-form KL; `tiles` says that k draws can be rows of one long batch, `shares`
+    that rows share a draw of the guide; `depth` is the nesting of plates. `owners` names, for each site that the
+    guide alone has (an autoguide's unconstrained draw), the latent whose term its −log q counts to.
+    """
 
     structure: Structure
     analytic: frozenset[str]
     enumerates: bool
     tiles: bool
+    shares: bool
     depth: int
+    owners: Mapping[str, str]
 
 
 class Bound(Loss, pyro.infer.ELBO):
@@ -49,11 +56,11 @@ class Bound(Loss, pyro.infer.ELBO):
         if num_particles < 1:
             raise ProbgenError(f"num_particles must be at least 1, not {num_particles}")
         pyro.infer.ELBO.__init__(self, num_particles=num_particles)
-        self._plans: dict[tuple[int, int], tuple[Any, Any, Plan]] = {}
+        self._plans: dict[tuple, tuple[Any, Any, Plan]] = {}
 
     def plan(self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
-        """The plan of a pair, made on its first batch."""
-        key = (id(model), id(guide))
+        """The plan of a pair, made on its first batch; labels that come and go (`y=None`) make two plans."""
+        key = (id(model), id(guide), *map(_kind, args), *((name, _kind(v)) for name, v in sorted(kwargs.items())))
         if key not in self._plans:  # the pair is kept too, so that its ids are not given to others
             self._plans[key] = (model, guide, make_plan(model, guide, args, kwargs))
         return self._plans[key][2]
@@ -130,7 +137,7 @@ class ELBO(Bound):
         plan = self.plan(model, guide, args, kwargs)
         particles = [self._particle(plan, model, guide, args, kwargs) for _ in range(self.num_particles)]
         terms = {name: sum(p[name] for p, _ in particles) / len(particles) for name in particles[0][0]}
-        return terms, particles[0][1] * _batch(args, kwargs)
+        return terms, particles[0][1]
 
     def loss_and_terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple:
         """Minus the weighted bound, and the unweighted terms."""
@@ -157,11 +164,13 @@ class ELBO(Bound):
         else:
             p, q = get_importance_trace("flat", plan.depth, model, guide, args, kwargs)
             terms = _terms(p, q, plan.analytic if self.kl == "analytic" else frozenset())
-        return terms, _plate_scale(p, plan.structure.data_plates)
+        return owned(terms, plan.owners), rows_stood_for(p, plan.structure.data_plates)[0]
 
 
 class IWAE(Bound):
     r"""E_q[log 1/K Σ_k p(x_n, z_k) / q(z_k | x_n)], per datum; for global latents, of all data at once.
+
+    Latents that the model alone has, marked ``infer={"enumerate": "parallel"}``, are summed out in every weight.
 
     With `alpha` the Rényi bound 1/(1−α) log 1/K Σ_k w_k^{1−α} (Li & Turner, arXiv:1602.02311); α = 0 is IWAE.
     Reference: Burda, Grosse & Salakhutdinov, arXiv:1509.00519.
@@ -180,7 +189,7 @@ class IWAE(Bound):
         """Minus the bound for all N rows; it has no terms per site."""
         plan = self.plan(model, guide, args, kwargs)
         self.check(plan.structure)
-        weights, scale = log_weights(plan, model, guide, args, kwargs, self.num_particles)
+        weights, scale = log_weights(plan, model, guide, args, kwargs, self.num_particles, tempered=True)
         power = 1.0 - self.alpha
         bound = (torch.logsumexp(power * weights, 0) - math.log(self.num_particles)) / power
         return -(bound * scale).sum(), {}
@@ -193,6 +202,11 @@ class IWAE(Bound):
                     f"IWAE needs reparametrised draws, but the guide's {name!r} is a {site.family}: mark it "
                     'infer={"enumerate": "parallel"} in the model alone, or use ELBO()'
                 )
+
+
+def _kind(value: Any) -> Any:
+    """What a plan depends on of an argument: whether it is there, and its axes."""
+    return value.dim() if isinstance(value, Tensor) else type(value)
 
 
 def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
@@ -212,11 +226,28 @@ def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple,
     )
     return Plan(
         structure=structure,
-        analytic=frozenset(structure.analytic_kl()),
+        analytic=frozenset(name for name in structure.analytic_kl() if not structure.guide[name].delta),
         enumerates=enumerates,
         tiles=tiles,
+        shares=any(site.role == "latent" and not site.local for site in sites),
         depth=depth,
+        owners={name: _owner(name, structure) for name in structure.guide if name not in structure.model},
     )
+
+
+def _owner(name: str, structure: Structure) -> str:
+    """The latent that an auxiliary draw makes; the first one, where it makes several."""
+    latent = name.removesuffix("_unconstrained")
+    return latent if latent in structure.sampled else next(iter(structure.sampled), name)
+
+
+def owned(terms: Mapping[str, Tensor], owners: Mapping[str, str]) -> dict[str, Tensor]:
+    """Terms by site of the model, those of auxiliary draws added to their owners'."""
+    found: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        owner = owners.get(name, name)
+        found[owner] = found[owner] + term if owner in found else term
+    return found
 
 
 def _refuse_score_gradients(structure: Structure) -> None:
@@ -273,21 +304,29 @@ def _score_gradient(site: dict, score: Tensor, p: poutine.Trace, q: poutine.Trac
 
 
 def log_weights(
-    plan: Plan, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, k: int
+    plan: Plan,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: dict,
+    k: int,
+    tempered: bool = False,
 ) -> tuple[Tensor, Any]:
     """log p(x_n, z_k) − log q(z_k | x_n): [k, B] and what a row stands for; [k] and 1 where rows share latents.
 
-    With an amortised guide the k draws are rows of one long batch: every row k times.
+    With an amortised guide the k draws are rows of one long batch: every row k times. `tempered` keeps the factors
+    of a program's own `poutine.scale`, as training must and a likelihood must not.
     """
-    if plan.structure.has_global_latents or not plan.structure.data_plates:
+    if plan.shares or not plan.structure.data_plates:
         draws = [joint_weight(plan, model, guide, args, kwargs) for _ in range(k)]
         return torch.stack(draws), 1.0
     batch = _batch(args, kwargs)
     if plan.tiles and k > 1:
-        tiled = [_tile(a, k, batch) for a in args], {name: _tile(a, k, batch) for name, a in kwargs.items()}
-        weights, scale = datum_weights(plan, model, guide, tuple(tiled[0]), tiled[1], k * batch)
+        tiled = tuple(_tile(a, k, batch) for a in args)
+        named = {name: _tile(a, k, batch) for name, a in kwargs.items()}
+        weights, scale = datum_weights(plan, model, guide, tiled, named, tempered)
         return weights.view(k, batch), scale
-    draws, scales = zip(*[datum_weights(plan, model, guide, args, kwargs, batch) for _ in range(k)], strict=True)
+    draws, scales = zip(*[datum_weights(plan, model, guide, args, kwargs, tempered) for _ in range(k)], strict=True)
     return torch.stack(draws), scales[0]
 
 
@@ -306,38 +345,63 @@ def joint_weight(plan: Plan, model: Callable, guide: Callable, args: tuple, kwar
 
 
 def datum_weights(
-    plan: Plan, model: Callable, guide: Callable, args: tuple, kwargs: dict, rows: int
+    plan: Plan, model: Callable, guide: Callable, args: tuple, kwargs: dict, tempered: bool = False
 ) -> tuple[Tensor, Any]:
-    """log p(x_n, z_n) − log q(z_n | x_n) of the local sites, [rows], and the scale of the data plate."""
+    """log p(x_n, z_n) − log q(z_n | x_n) of the local sites, [B], and what one row counts for."""
+    p, q = drawn_traces(plan, model, guide, args, kwargs)
+    log_p, log_q, scale = datum_terms(plan, p, q, _batch(args, kwargs), tempered)
+    return sum(log_p.values()) - sum(log_q.values()), scale
+
+
+def drawn_traces(plan: Plan, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Model and guide traces at draws of the guide; what the model alone enumerates is enumerated."""
+    if plan.structure.enumerated:
+        return enumerated_traces(model, guide, args, kwargs, plan.depth, in_guide=False)
+    return get_importance_trace("flat", plan.depth, model, guide, args, kwargs)
+
+
+def datum_terms(
+    plan: Plan, p: poutine.Trace, q: poutine.Trace, batch: int, tempered: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """log p(x_n, z_n) and log q(z_n | x_n) by local site, each [B]; and what one row counts for.
+
+    Latents that the model enumerates are summed out in the term of the data they explain.
+    """
     plates = plan.structure.data_plates
-    if plan.enumerates:
-        p, q = enumerated_traces(model, guide, args, kwargs, plan.depth)
-        scale = _plate_scale(p, plates)
-        weight = marginal_per_datum(p, q, plates, rows)
-    else:
-        p, q = get_importance_trace("flat", plan.depth, model, guide, args, kwargs)
-        scale = _plate_scale(p, plates)
-        weight = sum(per_datum(s, plates, rows) for s in p.nodes.values() if s["type"] == "sample")
-    for site in q.nodes.values():
-        if site["type"] == "sample" and site["infer"].get("_enumerate_dim") is None:
-            weight = weight - per_datum(site, plates, rows)
-    return weight, scale
+    total, scale = rows_stood_for(p, plates)
+    rows = round(float(total / scale)) if plates else batch
+    for trace in (p, q):
+        for site in _samples(trace).values():
+            factor = site["scale"] / (scale if in_plates(site, plates) else 1.0) if tempered else 1.0
+            site["scale"], site["log_prob"] = factor, scale_and_mask(site["unscaled_log_prob"], factor, site["mask"])
+    log_p = marginal_per_datum(p, q, plates, rows) if plan.structure.enumerated else local_terms(p, plates, rows)
+    return log_p, local_terms(q, plates, rows), scale
 
 
-def _plate_scale(trace: poutine.Trace, plates: tuple[str, ...]) -> Any:
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and any(f.name in plates for f in site["cond_indep_stack"]):
-            return site["scale"]
-    return 1.0
+def local_terms(trace: poutine.Trace, plates: tuple[str, ...], rows: int) -> dict[str, Tensor]:
+    """Log densities of the local sites of a trace, summed to one number per datum, [rows].
+
+    Where a program has no data plate, a site with one density per row is local.
+    """
+    dims = {name: row_dim(site, plates, rows) for name, site in _samples(trace).items()}
+    return {name: over_rows(trace.nodes[name]["log_prob"], d, rows) for name, d in dims.items() if d is not None}
 
 
-def per_datum(site: dict, plates: tuple[str, ...], rows: int) -> Any:
-    """A site's unscaled log density summed to one number per datum, [rows]; 0 for a site outside the data plate."""
-    dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in plates]
-    if not dims:
-        return 0.0
-    log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-    return over_rows(log_prob, dims[0], rows)
+def row_dim(site: dict, plates: tuple[str, ...], rows: int) -> int | None:
+    """The axis of a site's log density that runs over the rows, counted from the right; None for a global site."""
+    if not plates:
+        return -1 if site["log_prob"].shape[-1:] == (rows,) else None
+    return next((f.dim for f in site["cond_indep_stack"] if f.name in plates), None)
+
+
+def _samples(trace: poutine.Trace) -> dict[str, dict]:
+    nodes = trace.nodes.items()
+    return {n: s for n, s in nodes if s["type"] == "sample" and not s["infer"].get("_deterministic")}
+
+
+def in_plates(site: dict, plates: tuple[str, ...]) -> bool:
+    """Whether a node of a trace lies in the data plate."""
+    return any(frame.name in plates for frame in site["cond_indep_stack"])
 
 
 def over_rows(value: Tensor, dim: int, rows: int) -> Tensor:

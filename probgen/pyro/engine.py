@@ -25,7 +25,7 @@ from probgen.pyro.loss import as_loss, with_terms
 from probgen.pyro.optim import optimizer
 from probgen.pyro.step import State, Step, Trainee
 from probgen.pyro.support import refuse_out_of_support
-from probgen.pyro.trace import DataPlate, bound, callables, forked, is_sample, structure_of, tensors
+from probgen.pyro.trace import DataPlate, bound, callables, forked, is_sample, structure_of, tensors, whole_plates
 from probgen.schedules import value_at
 
 
@@ -86,12 +86,14 @@ class Engine:
         }
 
     def _touched(self, parts: tuple[Callable[..., Any], ...], batch: Mapping[str, Tensor]) -> tuple[str, ...]:
-        touched: set[str] = set()
-        with self.leaves.substituted(self._copies()), forked(self.options.seed), torch.no_grad():
+        touched, values = set(), self._copies()
+        for name in self.leaves.params:
+            values[name].requires_grad_()  # pyro.module passes over what needs no gradient
+        with self.leaves.substituted(values), forked(self.options.seed), torch.no_grad():
             for part in parts:
                 with poutine.trace(param_only=True) as seen:
                     bound(part, like=self.program.model)(**batch)
-                touched |= set(seen.trace.nodes)
+                touched |= {self.leaves.aliases.get(name, name) for name in seen.trace.nodes}
         return tuple(name for name in self.leaves.params if name in touched)
 
     def _copies(self) -> dict[str, Tensor]:
@@ -127,7 +129,9 @@ class Engine:
         structure = self.structure
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.leaves.substituted(values, training))
-            if structure.data_plates and not structure.states_rows and batch != self.feed.rows:
+            if structure.states_rows and not training:
+                stack.enter_context(whole_plates(structure.data_plates, batch))
+            if structure.data_plates and batch != self.feed.rows:
                 stack.enter_context(DataPlate(structure.data_plates, self.feed.rows / batch))
             if self.autocast:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))

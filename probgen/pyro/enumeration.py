@@ -26,11 +26,22 @@ from probgen.errors import ProbgenError
 
 
 def enumerated_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, max_plate_nesting: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: dict,
+    max_plate_nesting: int,
+    in_guide: bool = True,
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    """Model and guide traces with every site marked "parallel" enumerated along dimensions left of the plates."""
-    guide = EnumMessenger(first_available_dim=-1 - max_plate_nesting)(guide)
-    model = EnumMessenger()(model)  # goes on where the guide's dimensions end
+    """Model and guide traces with every site marked "parallel" enumerated along dimensions left of the plates.
+
+    With `in_guide` false the guide draws its own; what the model alone has is enumerated all the same.
+    """
+    first = -1 - max_plate_nesting
+    if in_guide:  # the model goes on where the guide's dimensions end
+        guide, model = EnumMessenger(first_available_dim=first)(guide), EnumMessenger()(model)
+    else:
+        model = EnumMessenger(first_available_dim=first)(model)
     return get_importance_trace("flat", max_plate_nesting, model, guide, args, kwargs)
 
 
@@ -57,17 +68,28 @@ def expected_terms(p: poutine.Trace, q: poutine.Trace) -> dict[str, Tensor]:
 
 def _costs(p: poutine.Trace, q: poutine.Trace) -> tuple[list[tuple[frozenset, str, Tensor]], dict]:
     """(ordinal, name, packed log density) of each term: log p per site, log marginals, −log q per site."""
+    costs, ordering = _model_costs(p, q)
+    for name, site in q.nodes.items():
+        if site["type"] == "sample":
+            costs.append((ordering[name], name, packed.neg(site["packed"]["log_prob"])))
+    return costs, ordering
+
+
+def _model_costs(
+    p: poutine.Trace, q: poutine.Trace, keep: frozenset[str] = frozenset()
+) -> tuple[list[tuple[frozenset, str, Tensor]], dict]:
+    """The model's terms, with what it enumerates contracted; the plates in `keep` stay as axes of the marginals."""
     marginal_costs, log_factors, ordering, sum_dims, scale = _compute_model_factors(p, q)
     names = {id(s["packed"]["log_prob"]): n for n, s in p.nodes.items() if s["type"] == "sample"}
     costs = [(t, names[id(c)], c) for t, terms in marginal_costs.items() for c in terms]
     if log_factors:
-        name = marginal_name(p, q)
+        tree: OrderedDict = OrderedDict()
+        for ordinal, terms in log_factors.items():
+            tree.setdefault(ordinal - keep, []).extend(terms)
         with shared_intermediates() as cache:
-            tree = contract_tensor_tree(log_factors, sum_dims, cache=cache)
-        costs += [(t, name, packed.scale_and_mask(c, scale=scale)) for t, terms in tree.items() for c in terms]
-    for name, site in q.nodes.items():
-        if site["type"] == "sample":
-            costs.append((ordering[name], name, packed.neg(site["packed"]["log_prob"])))
+            tree = contract_tensor_tree(tree, sum_dims, cache=cache)
+        name = marginal_name(p, q)
+        costs += [(t | keep, name, packed.scale_and_mask(c, scale=scale)) for t, terms in tree.items() for c in terms]
     return costs, ordering
 
 
@@ -107,38 +129,28 @@ def _expectation(cost: Tensor, log_weights: list[Tensor]) -> Tensor:
     return torch.where(weight > 0, weight * cost, torch.zeros_like(cost)).sum()
 
 
-def marginal_per_datum(p: poutine.Trace, q: poutine.Trace, data_plates: tuple[str, ...], rows: int) -> Tensor:
-    """log Σ_y p(x_n, y, z_n) per datum [rows], unscaled: the data plate stays, everything else is reduced."""
-    for trace in (p, q):
-        for site in trace.nodes.values():
-            if site["type"] == "sample":
-                site["scale"] = 1.0
-                site.pop("log_prob", None)
-        trace.compute_log_prob()
+def marginal_per_datum(
+    p: poutine.Trace, q: poutine.Trace, data_plates: tuple[str, ...], rows: int
+) -> dict[str, Tensor]:
+    """The model's local terms, log p of each site, [rows], what it enumerates summed out in its data site's term.
+
+    The guide's trace must hold draws: none of its sites enumerated.
+    """
     q.pack_tensors()
     p.pack_tensors(q.plate_to_symbol)
-    keep = {p.plate_to_symbol[name] for name in data_plates if name in p.plate_to_symbol}
-    costs, log_factors, _, sum_dims, _ = _compute_model_factors(p, q)
+    keep = frozenset(p.plate_to_symbol[name] for name in data_plates if name in p.plate_to_symbol)
     if not keep:
         raise ProbgenError(
             "a program with enumerated latents and no data plate has no likelihood per datum: put its data in "
             'pyro.plate("data", len(x))'
         )
-    tree: OrderedDict = OrderedDict()
-    for ordinal, terms in log_factors.items():
-        tree.setdefault(ordinal - keep, []).extend(terms)
-    total = torch.zeros(rows, dtype=next(iter(c for t in [*costs.values(), *log_factors.values()] for c in t)).dtype)
-    if tree:
-        with shared_intermediates() as cache:
-            contracted = contract_tensor_tree(tree, set(sum_dims), cache=cache)
-        for terms in contracted.values():
-            total = total + sum(_rows_of(term, keep) for term in terms)
-    for ordinal, terms in costs.items():
+    terms: dict[str, Tensor] = {}
+    for ordinal, name, cost in _model_costs(p, q, keep)[0]:
         if ordinal & keep:
-            total = total + sum(_rows_of(term, keep) for term in terms)
-    return total
+            terms[name] = terms.get(name, 0.0) + _rows_of(cost, keep).expand(rows)
+    return terms
 
 
-def _rows_of(term: Tensor, keep: set[str]) -> Tensor:
+def _rows_of(term: Tensor, keep: frozenset[str]) -> Tensor:
     axes = [i for i, d in enumerate(term._pyro_dims) if d not in keep]
     return term.sum(axes) if axes else term

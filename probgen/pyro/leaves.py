@@ -17,6 +17,9 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from probgen.errors import ProbgenError
 
 Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the key there
 
@@ -25,14 +28,16 @@ Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the
 class Leaves:
     """Names to tensors, and where each of them lives.
 
-    `params` are unconstrained and trained, `buffers` are carried along (BatchNorm's statistics), `constraints` take
-    a leaf of the store to its constrained value.
+    `params` are unconstrained and trained, `buffers` are carried along (BatchNorm's statistics, weights that the
+    program never registered), `constraints` take a leaf of the store to its constrained value. `aliases` are further
+    names under which the store holds the same leaf.
     """
 
     params: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     constraints: dict[str, Any] = field(default_factory=dict)
     in_store: frozenset[str] = frozenset()
+    aliases: dict[str, str] = field(default_factory=dict)
     places: dict[str, list[Place]] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     recurrent: list[nn.RNNBase] = field(default_factory=list)
@@ -48,8 +53,8 @@ class Leaves:
         originals = [(owner, key, owner[key]) for places in self.places.values() for owner, key in places]
         modes = [(m, m.training) for root in self.modules.values() for m in root.modules()]
         flat = [(m, m._flat_weights) for m in self.recurrent]
-        store._params = {name: values[name] for name in self.in_store}
-        store._param_to_name = {values[name]: name for name in self.in_store}
+        store._params = {name: values[self.aliases.get(name, name)] for name in self.in_store}
+        store._param_to_name = {value: name for name, value in store._params.items()}
         store._constraints = {name: self.constraints[name] for name in self.in_store}
         try:
             for name, places in self.places.items():
@@ -75,8 +80,6 @@ class Leaves:
 
     def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters as the program sees them."""
-        from torch.distributions import transform_to
-
         return {
             name: transform_to(self.constraints[name])(values[name]) if name in self.constraints else values[name]
             for name in self.params
@@ -119,8 +122,17 @@ def private_store() -> Iterator[Any]:
 def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
     """Note each module that is called, or whose parameters are asked for (`pyro.module` does that)."""
 
+    modes: list[tuple[nn.Module, bool]] = []
+
     def note(module: nn.Module, *_: Any) -> None:
         seen.setdefault(id(module), module)
+
+    def evaluate(module: nn.Module, *_: Any) -> None:
+        """Eval mode for this one run, so that it leaves no trace in BatchNorm's statistics."""
+        note(module)
+        if module.training:
+            modes.append((module, True))
+            object.__setattr__(module, "training", False)
 
     named_parameters = nn.Module.named_parameters
 
@@ -128,28 +140,45 @@ def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
         note(self)
         return named_parameters(self, *args, **kwargs)
 
-    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    hook = nn.modules.module.register_module_forward_pre_hook(evaluate)
     nn.Module.named_parameters = noting
     try:
         yield
     finally:
         nn.Module.named_parameters = named_parameters
         hook.remove()
+        for module, mode in modes:
+            object.__setattr__(module, "training", mode)
 
 
 def _assemble(params: dict[str, Tensor], constraints: dict[str, Any], seen: list[nn.Module]) -> Leaves:
     inner = {id(child) for module in seen for child in module.modules() if child is not module}
     roots = [module for module in seen if id(module) not in inner]
-    names = {id(tensor): name for name, tensor in params.items()}
-    leaves = Leaves(params=dict(params), constraints=constraints, in_store=frozenset(params))
+    names: dict[int, str] = {}
+    for name in sorted(
+        params, key=lambda n: constraints[n] is torch.distributions.constraints.real
+    ):  # constrained first
+        names.setdefault(id(params[name]), name)
+    leaves = Leaves(constraints=constraints, in_store=frozenset(params))
+    leaves.aliases = {name: names[id(tensor)] for name, tensor in params.items() if names[id(tensor)] != name}
     for position, root in enumerate(roots):
         prefix = _prefix(root, names) or f"module_{position}"
         leaves.modules[prefix] = root
         for path, module in root.named_modules():
             for key, tensor in module._parameters.items():
+                if tensor is None:
+                    continue
+                own = f"{path}.{key}" if path else key
                 name = names.get(id(tensor))
-                if name is not None:  # what the program never registered stays fixed, as in Pyro
-                    leaves.places.setdefault(name, []).append((module._parameters, key))
+                if name is None and own in params:
+                    raise ProbgenError(
+                        f"two modules both name a parameter {own!r}: give one a name of its own, "
+                        f"PyroModule.__init__(self, name=...), or make both attributes of one PyroModule"
+                    )
+                if name is None:  # never registered: it stays fixed, as in Pyro, but goes where the program goes
+                    name = names.setdefault(id(tensor), f"{prefix}$$${own}")
+                    leaves.buffers[name] = tensor
+                leaves.places.setdefault(name, []).append((module._parameters, key))
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     name = names.setdefault(id(tensor), f"{prefix}$$${f'{path}.{key}' if path else key}")
@@ -157,8 +186,9 @@ def _assemble(params: dict[str, Tensor], constraints: dict[str, Any], seen: list
                     leaves.places.setdefault(name, []).append((module._buffers, key))
             if isinstance(module, nn.RNNBase):
                 leaves.recurrent.append(module)
-    leaves.params = {name: tensor for name, tensor in params.items() if tensor.requires_grad}
-    leaves.buffers |= {name: tensor for name, tensor in params.items() if not tensor.requires_grad}
+    for name, tensor in params.items():
+        if name not in leaves.aliases:
+            (leaves.params if tensor.requires_grad else leaves.buffers)[name] = tensor
     return leaves
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanFiel
 from torch import Tensor
 
 from probgen.errors import ProbgenError
-from probgen.program import Player, Program, Structure
+from probgen.program import Player, Program, Structure, arguments
 from probgen.schedules import value_at
 
 
@@ -68,6 +70,17 @@ class Sum(Loss):
         for _, loss in self.parts:
             loss.check(structure)
 
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The sum as a loss function of Pyro's own `SVI`, where it has one player."""
+        return with_terms(self.objective(model, guide, *args, **kwargs))[0]
+
+    def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
+        """Σ c_i · objective_i, where there is one player."""
+        players = self.players(Program(model, guide))
+        if len(players) > 1:
+            raise ProbgenError(f"a loss with the players {', '.join(players)} is trained with probgen.fit, not by SVI")
+        return next(iter(players.values())).objective(model, guide, *args, **arrays)
+
     def players(self, program: Program) -> dict[str, Player]:
         """The players of all parts; those of one name share their parameters and add their objectives."""
         merged: dict[str, list[tuple[Any, Player]]] = {}
@@ -104,14 +117,24 @@ def with_terms(value: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class Function(Loss):
-    """A plain function `loss(model, guide, *args)` in Pyro's own convention."""
+    """A plain function `loss(model, guide, *args)` in Pyro's own convention.
+
+    It gets the arrays that it names, all of them through `**kwargs`, or through `*args` alone those of the model in
+    the model's order.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__name__ = getattr(function, "__name__", "loss")
+        self._own = functools.partial(function, None, None)  # its signature is that of the arrays alone
+        self._kinds = {p.kind for p in inspect.signature(self._own).parameters.values()}
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The function's value."""
+        if not args and self._kinds == {inspect.Parameter.VAR_POSITIONAL}:
+            args, arrays = tuple(arguments(inspect.unwrap(model), arrays).values()), {}
+        elif not args and inspect.Parameter.VAR_KEYWORD not in self._kinds:
+            arrays = arguments(self._own, arrays)
         return self.function(model, guide, *args, **arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,14 +149,25 @@ class Stock(Loss):
         self.elbo = elbo
 
     def check(self, structure: Structure) -> None:
-        """A mean-field ELBO is biased where the guide runs against the model, and is refused there."""
-        if isinstance(self.elbo, TraceMeanField_ELBO):
-            biased = [name for name in structure.sampled if name not in structure.analytic_kl()]
-            if biased:
+        """A mean-field ELBO is biased where the guide runs against the model, and is refused there.
+
+        So it is where an autoguide draws a latent unconstrained: Pyro's KL from a `Delta` drops the log-Jacobian.
+        """
+        if not isinstance(self.elbo, TraceMeanField_ELBO):
+            return
+        name = type(self.elbo).__name__
+        for site in structure.sampled:
+            if site not in structure.analytic_kl():
                 raise ProbgenError(
-                    f"{type(self.elbo).__name__} takes the KL at {biased[0]!r} in closed form, but the model's "
-                    "distribution there depends on what the guide draws at or after it, so the bound would be "
-                    "wrong: use probgen.pyro.ELBO()"
+                    f"{name} takes the KL at {site!r} in closed form, but the model's distribution there depends on "
+                    "what the guide draws at or after it, so the bound would be wrong: use probgen.pyro.ELBO()"
+                )
+        transformed = any(n not in structure.model for n in structure.guide)
+        for site in structure.sampled if transformed else ():
+            if structure.guide[site].delta and "Real()" not in structure.model[site].support:
+                raise ProbgenError(
+                    f"{name} leaves out the log-Jacobian of the autoguide's transform at {site!r}, so the bound would "
+                    "be wrong: use probgen.pyro.ELBO()"
                 )
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
@@ -154,7 +188,7 @@ class StockGradients(Stock):
 
         torch.Tensor.backward = keep
         try:
-            loss = self.elbo.loss_and_grads(model, guide, *args, **arrays)
+            loss = TraceGraph_ELBO.loss_and_grads(self.elbo, model, guide, *args, **arrays)
         finally:
             torch.Tensor.backward = backward
         surrogate = sum(surrogates)
@@ -175,8 +209,13 @@ def as_loss(by: Any) -> Loss:
         return ELBO(by.num_particles, kl="sampled")
     if isinstance(by, TraceGraph_ELBO):
         return StockGradients(by)
-    if isinstance(by, pyro.infer.ELBO):
+    if isinstance(by, pyro.infer.ELBO) and hasattr(by, "differentiable_loss"):
         return Stock(by)
+    if isinstance(by, pyro.infer.ELBO):
+        raise ProbgenError(
+            f"{type(by).__name__} has no differentiable loss: it makes its own backward passes; train it with "
+            "pyro.infer.SVI, or use probgen.pyro.ELBO()"
+        )
     if callable(by):
         return Function(by)
     raise ProbgenError(f"`by` must be a loss, a pyro.infer ELBO or a function loss(model, guide, *args), not {by!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -11,7 +11,10 @@ from pyro import poutine
 from torch import Tensor
 
 from probgen.errors import ProbgenError
+from probgen.program import rows_of
 from probgen.pyro.trace import forked, is_sample
+
+_LOOKED_AT = 200  # batches of a program that computes its data: a second or so
 
 
 def refuse_out_of_support(
@@ -21,32 +24,62 @@ def refuse_out_of_support(
     all_rows: Callable[[], Mapping[str, Tensor] | None],
     seed: int,
 ) -> None:
-    """Refuse data outside the support of the site that observes it.
+    """Refuse data outside the support of the site that observes it, where the site is not masked.
 
-    Every row of an array that a site observes as it is; the first batch alone of data that a program computes, or
-    that does not fit into memory.
+    Every row of an array that a site observes as it is or in another shape; of data that a program computes, and of
+    a masked site, the rows of the first `_LOOKED_AT` batches.
     """
+    unchecked = set()
+    for name, site in _observed(model, guide, batch, seed).items():
+        array = next((a for a, value in batch.items() if _is_view(site["value"], value)), None)
+        rows = all_rows()
+        if rows is None or array is None or site["mask"] is not None or len(site["value"]) != len(batch[array]):
+            unchecked.add(name)
+        else:
+            values = rows[array].reshape(-1, *site["value"].shape[1:])
+            _refuse_outside(name, array, site["fn"], values, None)
+    for part in _parts(batch, all_rows()) if unchecked else ():
+        for name, site in _observed(model, guide, part, seed).items():
+            if name in unchecked:
+                _refuse_outside(name, None, site["fn"], site["value"], site["mask"])
+
+
+def _observed(model: Callable, guide: Callable, batch: Mapping[str, Tensor], seed: int) -> dict[str, dict]:
     with forked(seed), torch.no_grad(), pyro.validation_enabled(False):
         q = poutine.trace(guide).get_trace(**batch)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(**batch)
-    rows = all_rows() or {}
-    for name, site in p.nodes.items():
-        if is_sample(site) and site["is_observed"] and not site["infer"].get("_deterministic"):
-            array = next((a for a, value in batch.items() if value is site["value"]), None)
-            _refuse_outside(name, array, site["fn"], rows.get(array, site["value"]))
+    sites = {name: site for name, site in p.nodes.items() if is_sample(site) and site["is_observed"]}
+    return {name: site for name, site in sites.items() if not site["infer"].get("_deterministic")}
 
 
-def _refuse_outside(site: str, array: str | None, fn: Any, values: Tensor) -> None:
+def _is_view(value: Tensor, array: Tensor) -> bool:
+    """Whether a site's value is all of an array, perhaps in another shape."""
+    return value.data_ptr() == array.data_ptr() and value.numel() == array.numel() and value.is_contiguous()
+
+
+def _parts(batch: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None) -> Iterator[Mapping[str, Tensor]]:
+    """Batches of the size of the first one that cover the rows, up to a bound; the first one where rows are not at hand."""
+    size, total = rows_of(batch), rows_of(rows) if rows else 0
+    if total <= size:
+        yield batch
+        return
+    for start in range(0, min(total, size * _LOOKED_AT), size):
+        start = min(start, total - size)  # the last one overlaps: a program may be made for one size
+        yield {name: array[start : start + size] for name, array in rows.items()}
+
+
+def _refuse_outside(site: str, array: str | None, fn: Any, values: Tensor, mask: Any) -> None:
     try:
         inside = fn.support.check(values)
+        inside = inside if mask is None else inside | ~torch.as_tensor(mask)
     except (NotImplementedError, AttributeError, ValueError, RuntimeError):
         return  # a distribution that does not say where it lives, or whose support differs from row to row
     if bool(inside.all()):
         return
     where = f"the array {array!r}" if array else f"the data of the site {site!r}"
-    row = values[~inside.reshape(len(values), -1).all(-1)][0].reshape(-1)
+    value = values[~inside.reshape(len(values), -1).all(-1)][0].reshape(-1)
     support = getattr(fn.support, "base_constraint", fn.support)
-    single = [v.item() for v in row if not bool(support.check(v).all())] or [row[0].item()]
+    single = [v.item() for v in value if not bool(support.check(v).all())] or [value[0].item()]
     raise ProbgenError(
         f"{where} holds {single[0]:g}, outside the support {support} of the site {site!r}: change the likelihood, or "
         "prepare the data (Binarize, Scale, ...)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,24 +17,35 @@ from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedD
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
 
 
 def bound(fn: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """`fn` as a callable that takes every array of the batch by keyword and uses those it names."""
+    """`fn` as a callable that takes every array of the batch by keyword and uses those it names.
+
+    Positional arrays, as loss functions of Pyro's own convention pass them on, go by the names of `like`.
+    """
 
     @functools.wraps(fn, updated=())
-    def call(**arrays: Tensor) -> Any:
+    def call(*args: Tensor, **arrays: Tensor) -> Any:
+        if args:
+            arrays = {**dict(zip(parameter_names(like or fn), args, strict=False)), **arrays}
         return fn(**arguments(fn, arrays, like))
 
     return call
 
 
-def nothing(**_: Tensor) -> None:
+def parameter_names(fn: Callable[..., Any]) -> list[str]:
+    """What a callable or module names its arguments, in order."""
+    return list(inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters)
+
+
+def nothing(*_: Tensor, **__: Tensor) -> None:
     """The guide of a program that needs none."""
 
 
@@ -44,7 +56,10 @@ def callables(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class DataPlate(Messenger):
-    """Scale the sites in the data plates by N / B: the batch stands for all N rows."""
+    """Scale the sites in the data plates by N / B: the batch stands for all N rows.
+
+    A plate that scales for itself, since it states N or subsamples, is left alone.
+    """
 
     def __init__(self, names: tuple[str, ...], scale: float) -> None:
         super().__init__()
@@ -52,8 +67,39 @@ class DataPlate(Messenger):
         self.scale = scale
 
     def _pyro_sample(self, msg: dict) -> None:
-        if any(frame.name in self.names for frame in msg["cond_indep_stack"]):
+        if any(frame.name in self.names and frame.full_size == frame.size for frame in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.scale
+
+
+def rows_stood_for(trace: poutine.Trace, plates: tuple[str, ...]) -> tuple[Any, Any]:
+    """(N, N / B) of the data plates in a trace: how many rows they stand for, and what one row at hand counts."""
+    active = next((h.scale for h in _PYRO_STACK if isinstance(h, DataPlate)), 1.0)
+    for site in trace.nodes.values():
+        for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
+            if frame.name in plates:
+                scale = active if frame.full_size == frame.size else frame.full_size / frame.size
+                return frame.size * scale, scale
+    return 1.0, 1.0
+
+
+@contextlib.contextmanager
+def whole_plates(names: tuple[str, ...], rows: int) -> Iterator[None]:
+    """Inside, the named plates hold the `rows` at hand, however they subsample.
+
+    A plate that states N and takes the rows at hand is left alone, unless these are more than N.
+    """
+    original = SubsampleMessenger._subsample
+
+    def whole(name: str, size: int | None = None, subsample_size: int | None = None, subsample: Any = None, *more: Any):
+        if name in names and subsample is None and not subsample_size == rows <= size:
+            size, subsample_size = rows, None
+        return original(name, size, subsample_size, subsample, *more)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(original)
 
 
 @contextlib.contextmanager
@@ -104,8 +150,7 @@ def plan_structure(
     """
     q, p = _run_pair(model, guide, args, kwargs, seed)
     _refuse_unguided(p, q)
-    frames = _frames(p) | _frames(q)
-    data_plates = _data_plates(model, guide, args, kwargs, frames, seed)
+    data_plates, follow = _data_plates(model, guide, args, kwargs, _frames(q) | _frames(p), seed)
     with forked(seed):
         found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
     parents = {name: tuple(u for u in upstream if u != name) for name, upstream in found.items()}
@@ -113,7 +158,7 @@ def plan_structure(
         model=_sites(p, data_plates, parents),
         guide=_sites(q, data_plates, {}),
         data_plates=data_plates,
-        states_rows=any(frames[name].full_size != frames[name].size for name in data_plates),
+        states_rows=not follow,
     )
 
 
@@ -128,9 +173,9 @@ def structure_of(program: Program, arrays: Mapping[str, Tensor], rows: int, seed
     structure = plan_structure(model, guide, (), arrays, seed)
     batch = rows_of(arrays)
     q, p = _run_pair(model, guide, (), arrays, seed)
-    _refuse_self_subsampling(_frames(p) | _frames(q), batch, rows)
+    _refuse_self_subsampling(_frames(q) | _frames(p), batch, rows)
     _refuse_local_autoguide(program, structure, batch, rows)
-    return replace(structure, arrays=_use_of_arrays(model, program, arrays, p, seed))
+    return replace(structure, arrays=_use_of_arrays(model, program, arrays, seed))
 
 
 def _run_pair(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) -> tuple:
@@ -156,13 +201,13 @@ def _data_plates(
     kwargs: Mapping[str, Any],
     frames: Mapping[str, Any],
     seed: int,
-) -> tuple[str, ...]:
-    """The plates as long as the batch: of those with its size, the ones that follow it when it is shorter."""
+) -> tuple[tuple[str, ...], bool]:
+    """The plates of the rows, and whether they follow the batch: of those with its size, those shorter when it is."""
     lengths = [len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()]
     batch = lengths[0] if lengths else 0
-    candidates = tuple(name for name, frame in frames.items() if frame.size == batch)
+    candidates = tuple(name for name, frame in frames.items() if batch in (frame.size, frame.full_size))
     if batch <= 1 or len(candidates) == 0:
-        return candidates
+        return candidates, all(frames[name].full_size == frames[name].size for name in candidates)
 
     def shorter(value: Any) -> Any:
         return value[: batch - 1] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
@@ -170,9 +215,10 @@ def _data_plates(
     try:
         q, p = _run_pair(model, guide, tuple(map(shorter, args)), {n: shorter(a) for n, a in kwargs.items()}, seed)
     except (RuntimeError, ValueError, IndexError):
-        return candidates  # a program made for one batch length: the plate of that length is the data's
-    sizes = {name: frame.size for name, frame in (_frames(p) | _frames(q)).items()}
-    return tuple(name for name in candidates if sizes.get(name, batch - 1) == batch - 1)
+        return candidates, False  # a program made for one batch length: the plate of that length is the data's
+    after = _frames(q) | _frames(p)
+    following = tuple(n for n in candidates if n not in after or batch - 1 in (after[n].size, after[n].full_size))
+    return following, all(n in after and batch - 1 == after[n].size == after[n].full_size for n in following)
 
 
 def _refuse_unguided(p: poutine.Trace, q: poutine.Trace) -> None:
@@ -247,41 +293,60 @@ def _has_support(fn: Any) -> bool:
         return False
 
 
-def _use_of_arrays(
-    model: Callable, program: Program, arrays: Mapping[str, Tensor], conditioned: poutine.Trace, seed: int
-) -> dict[str, str]:
-    """For each array the model names: "data" if an unconditioned draw does not depend on its values, else "given"."""
+def _use_of_arrays(model: Callable, program: Program, arrays: Mapping[str, Tensor], seed: int) -> dict[str, str]:
+    """For each array the model names: "data" if an unconditioned draw does not depend on its values, else "given".
+
+    An array whose change shows in a draw of the very site that observes it is read as input to itself: refused.
+    """
     named = arguments(program.model, arrays)
-    names = named if set(named) <= set(arrays) else arrays
-    free = poutine.uncondition(model)
-
-    def draw(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with forked(seed), torch.no_grad(), pyro.validation_enabled(False):
-            trace = poutine.trace(free).get_trace(**values)
-        return {name: site["value"] for name, site in trace.nodes.items() if is_sample(site)}
-
-    reference, use = draw(arrays), {}
-    for name in names:
-        other = draw({**arrays, name: arrays[name].roll(1, 0)})
-        changed = [s for s in reference if s in other and not _same(reference[s], other[s])]
-        use[name] = "given" if changed else "data"
-        own = [
-            s
-            for s, node in conditioned.nodes.items()
-            if is_sample(node) and node["is_observed"] and _reads(node, arrays[name])
-        ]
-        if set(changed) & set(own):
-            raise ProbgenError(
-                f"the array {name!r} is read as input to its own site {own[0]!r}, so the program cannot be sampled: "
-                "write it as one distribution (autoregressive programs are one site with an autoregressive distribution)"
-            )
+    names, use = named if set(named) <= set(arrays) else arrays, {}
+    with forked(seed), torch.no_grad(), pyro.validation_enabled(False):
+        drawn = poutine.trace(poutine.uncondition(model)).get_trace(**arrays)
+        held = drawn.copy()
+        for name in [n for n, site in drawn.nodes.items() if is_sample(site) and site["infer"].get("_deterministic")]:
+            held.remove_node(name)
+        free = poutine.replay(poutine.uncondition(model), trace=held)
+        seen = poutine.trace(model).get_trace(**arrays)
+        for name in names:
+            other = {**arrays, name: _another(arrays[name])}
+            try:
+                changed = _differing(drawn, poutine.trace(free).get_trace(**other), _density)
+                own = _differing(seen, poutine.trace(model).get_trace(**other), _observation)
+            except (RuntimeError, ValueError, IndexError):  # a value that the program cannot take is one that it reads
+                changed, own = {name}, set()
+            use[name] = "given" if changed else "data"
+            if changed & own:
+                raise ProbgenError(
+                    f"the array {name!r} is read as input to its own site {min(changed & own)!r}, so the program cannot "
+                    "be sampled: write it as one distribution (autoregressive programs are one site with an "
+                    "autoregressive distribution)"
+                )
     return use
+
+
+def _differing(a: poutine.Trace, b: poutine.Trace, told: Callable[[dict], Tensor | None]) -> set[str]:
+    """The sites of which two traces tell different things."""
+    both = [name for name, site in a.nodes.items() if is_sample(site) and name in b.nodes]
+    pairs = {name: (told(a.nodes[name]), told(b.nodes[name])) for name in both}
+    return {name for name, (x, y) in pairs.items() if x is not None and not (y is not None and _same(x, y))}
+
+
+def _density(site: dict) -> Tensor:
+    """What shows that a site's distribution is another one: its log density where it is."""
+    return site["value"] if site["infer"].get("_deterministic") else site["fn"].log_prob(site["value"])
+
+
+def _observation(site: dict) -> Tensor | None:
+    return site["value"] if site["is_observed"] and not site["infer"].get("_deterministic") else None
+
+
+def _another(array: Tensor) -> Tensor:
+    """Other values of the same kind: its rows moved by one, or where they are all alike, changed."""
+    moved = array.roll(1, 0)
+    if not torch.equal(moved, array):
+        return moved
+    return array + 1 if array.is_floating_point() else (array <= 0).to(array.dtype)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
-
-
-def _reads(site: Mapping[str, Any], array: Tensor) -> bool:
-    """Whether an observed value is the array, or a view into it."""
-    return site["value"].untyped_storage().data_ptr() == array.untyped_storage().data_ptr()

@@ -13,16 +13,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
-from pyro.infer.enum import get_importance_trace
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.enum import prune_subsample_sites
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
-from probgen.pyro.elbo import Plan, datum_weights, log_weights, make_plan, over_rows, per_datum
+from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, log_weights, make_plan, owned, row_dim
 from probgen.pyro.leaves import collect, start_values
-from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors
+from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
 
@@ -83,10 +84,10 @@ class Trained:
         self.model = TrainedCallable(program.model, self.running)
         self.guide = None if program.guide is None else TrainedCallable(program.guide, self.running)
         self.arrays = dict(arrays)
+        batch = self._tensors(arrays)
         with self.running():
-            batch = self._tensors(arrays)
             self.structure: Structure = structure_of(program, batch, rows, seed)
-            self._plan: Plan = make_plan(self._model, self._guide, (), batch)
+        self._plan: Plan = make_plan(self._model, self._guide, (), batch)
 
     def _fitting(self, weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         values = start_values(self.leaves, self.dtype, self.device)
@@ -110,10 +111,28 @@ class Trained:
     def _running_call(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
         def call(**arrays: Tensor) -> Any:
-            with self.running():
+            with self.running(), self._whole(rows_of(arrays)):
                 return fn(**arrays)
 
         return call
+
+    def _whole(self, rows: int) -> contextlib.AbstractContextManager[None]:
+        """A plate with a length of its own holds the rows at hand, so that any number of rows can be looked at."""
+        if not self.structure.states_rows:
+            return contextlib.nullcontext()
+        return whole_plates(self.structure.data_plates, rows)
+
+    def _refuse_other_rows(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """An autoguide with one value per training row says nothing of others."""
+        local = [name for name, site in self.structure.sampled.items() if site.local]
+        if not isinstance(self.program.guide, AutoGuide) or not local:
+            return
+        if any(not np.array_equal(arrays[name], value) for name, value in self.arrays.items() if name in arrays):
+            raise ProbgenError(
+                f"the autoguide {type(self.program.guide).__name__} keeps one value of {local[0]!r} for each training row, "
+                "so it has no posterior of other rows or of a part of them: give all training rows in one batch (at most "
+                "500), or write a guide that computes it from the data"
+            )
 
     @contextlib.contextmanager
     def _quiet(self, seed: int) -> Iterator[None]:
@@ -134,13 +153,7 @@ class Trained:
     def modules(self) -> dict[str, nn.Module]:
         """Copies of the program's modules that hold the trained weights."""
         with self.running():
-            copies = {}
-            for name, module in self.leaves.modules.items():
-                memo = {
-                    id(tensor): nn.Parameter(tensor) for tensor in module._parameters.values() if tensor is not None
-                }
-                copies[name] = copy.deepcopy(module, memo).eval()
-            return copies
+            return {name: _copied(module) for name, module in self.leaves.modules.items()}
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
@@ -166,7 +179,7 @@ class Trained:
 
     def _global_draw(self) -> poutine.Trace:
         """The guide's draw of the global latents alone."""
-        trace = poutine.trace(self._guide).get_trace(**self._tensors(self.arrays))
+        trace = prune_subsample_sites(poutine.trace(self._guide).get_trace(**self._tensors(self.arrays)))
         for name in [n for n, site in self.structure.guide.items() if site.local]:
             trace.remove_node(name)
         return trace
@@ -194,24 +207,31 @@ class Trained:
 
     def log_weights(self, arrays: Mapping[str, np.ndarray], k: int, seed: int) -> np.ndarray:
         """log p(x_n, z | θ) − log q(z | x_n) of the local terms, [k, B]; θ is drawn anew for each k."""
+        self._refuse_other_rows(arrays)
+        self._refuse_shared_draws()
         batch, rows = self._tensors(arrays), rows_of(arrays)
+        exact = self.structure.kind == "exact" and not self.structure.has_global_latents  # then nothing is drawn
         with self._quiet(seed):
-            if self.structure.kind == "exact" and not self.structure.has_global_latents:
-                k_drawn, k = 1, k  # an exact program's weights are its density: nothing is drawn
-            else:
-                k_drawn = k
-            parts, done = [], 0
-            while done < k_drawn:
-                count = min(k_drawn - done, max(1, ROWS_AT_ONCE // rows)) if self._plan.tiles else 1
-                parts.append(self._local_weights(batch, count, rows))
-                done += count
-            weights = torch.cat(parts)
-            return _array(weights.expand(k, rows) if k_drawn == 1 else weights)
+            parts, left = [], 1 if exact else k
+            while left:
+                count = min(left, max(1, ROWS_AT_ONCE // rows)) if self._plan.tiles else 1
+                parts.append(self._weights_at_once(batch, count, rows))
+                left -= count
+            return _array(torch.cat(parts).expand(k, rows))
 
-    def _local_weights(self, batch: Mapping[str, Tensor], count: int, rows: int) -> Tensor:
+    def _weights_at_once(self, batch: dict[str, Tensor], count: int, rows: int) -> Tensor:
         if count > 1:
-            return log_weights(self._plan, self._model, self._guide, (), dict(batch), count)[0]
-        return datum_weights(self._plan, self._model, self._guide, (), dict(batch), rows)[0].reshape(1, rows)
+            return log_weights(self._plan, self._model, self._guide, (), batch, count)[0]
+        return sum(self._terms_once(batch, rows, shared=False).values(), torch.zeros(rows)).reshape(1, rows)
+
+    def _refuse_shared_draws(self) -> None:
+        """A guide that draws local latents jointly has no weight per datum."""
+        joint = [n for n, site in self.structure.guide.items() if site.role == "latent" and not site.local]
+        if joint and not self.structure.has_global_latents and self.structure.data_plates:
+            raise ProbgenError(
+                f"the guide draws {joint[0]!r} for all rows together, so there is no likelihood per datum: use AutoNormal, "
+                "or write a guide that draws inside the data plate"
+            )
 
     def elbo(self, arrays: Mapping[str, np.ndarray], draws: int, seed: int) -> np.ndarray:
         """Per-datum draws of the ELBO, [draws, B]: the local terms, and the global ones divided by N."""
@@ -222,32 +242,36 @@ class Trained:
     def terms(self, arrays: Mapping[str, np.ndarray], draws: int, seed: int) -> dict[str, np.ndarray]:
         """The ELBO's summands per site, [draws, B]: log p of data sites, log p − log q of latents.
 
-        A global latent's term is divided by N. Enumerated latents are summed out in their data site's term.
+        A global latent's term is divided by N. Enumerated latents are summed out in their data site's term. What
+        an autoguide draws for several latents together counts to the first of them.
         """
+        self._refuse_other_rows(arrays)
         batch, rows = self._tensors(arrays), rows_of(arrays)
         with self._quiet(seed):
             passes = [self._terms_once(batch, rows) for _ in range(draws)]
         return {name: _array(torch.stack([p[name] for p in passes])) for name in passes[0]}
 
-    def _terms_once(self, batch: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-        if self._plan.enumerates:
-            name = next(iter(self.structure.observed))
-            weight, _ = datum_weights(self._plan, self._model, self._guide, (), batch, rows)
-            return {name: weight}
-        p, q = get_importance_trace("flat", self._plan.depth, self._model, self._guide, (), batch)
-        return {
-            name: self._share(site, rows) - (self._share(q.nodes[name], rows) if name in q.nodes else 0.0)
-            for name, site in p.nodes.items()
-            if is_sample(site) and not site["infer"].get("_deterministic")
-        }
+    def _terms_once(self, batch: dict[str, Tensor], rows: int, shared: bool = True) -> dict[str, Tensor]:
+        """One draw's terms by site, [B]; the `shared` ones, 1/N of each global term, on request."""
+        p, q = drawn_traces(self._plan, self._model, self._guide, (), batch)
+        log_p, log_q, _ = datum_terms(self._plan, p, q, rows)
+        terms = log_p | {name: log_p.get(name, 0.0) - log_q[name] for name in log_q}
+        if shared:
+            for sign, trace in ((1.0, p), (-1.0, q)):
+                for name, value in self._global_terms(trace, rows).items():
+                    terms[name] = terms.get(name, 0.0) + sign * (value / self.rows).expand(rows)
+        return owned(terms, self._plan.owners)
 
-    def _share(self, site: dict, rows: int) -> Tensor:
-        """A site's log density per datum: its own for a local site, 1/N of a global one's."""
-        if any(f.name in self.structure.data_plates for f in site["cond_indep_stack"]):
-            return per_datum(site, self.structure.data_plates, rows)
-        if not self.structure.data_plates and site["unscaled_log_prob"].shape[-1:] == (rows,):
-            return over_rows(site["unscaled_log_prob"], -1, rows)
-        return (site["unscaled_log_prob"].sum() / self.rows).expand(rows)
+    def _global_terms(self, trace: poutine.Trace, rows: int) -> dict[str, Tensor]:
+        """Log densities of the sites outside the data plate, those enumerated left out: they are in their data's."""
+        return {
+            name: site["log_prob"].sum()
+            for name, site in trace.nodes.items()
+            if is_sample(site)
+            and not site["infer"].get("_deterministic")
+            and site["infer"].get("_enumerate_dim") is None
+            and row_dim(site, self.structure.data_plates, rows) is None
+        }
 
     def log_joint(
         self, arrays: Mapping[str, np.ndarray], latents: Mapping[str, np.ndarray], seed: int = 0
@@ -258,16 +282,15 @@ class Trained:
         with self._quiet(seed):
             q = poutine.trace(poutine.condition(self._guide, data=fixed)).get_trace(**batch)
             p = poutine.trace(poutine.condition(self._model, data=fixed)).get_trace(**batch)
-            both = []
-            for trace in (p, q):
-                trace.compute_log_prob()
-                sites = {n: s for n, s in trace.nodes.items() if is_sample(s) and not s["infer"].get("_deterministic")}
-                both.append({name: _array(self._density(site, rows)) for name, site in sites.items()})
-        return both[0], both[1]
+            return self._densities(p, rows), self._densities(q, rows)
 
-    def _density(self, site: dict, rows: int) -> Tensor:
-        local = any(f.name in self.structure.data_plates for f in site["cond_indep_stack"])
-        return per_datum(site, self.structure.data_plates, rows) if local else site["unscaled_log_prob"].sum()
+    def _densities(self, trace: poutine.Trace, rows: int) -> dict[str, np.ndarray]:
+        for site in prune_subsample_sites(trace).nodes.values():
+            if site["type"] == "sample":
+                site["scale"] = 1.0
+        trace.compute_log_prob()
+        found = self._global_terms(trace, rows) | local_terms(trace, self.structure.data_plates, rows)
+        return {name: _array(value) for name, value in found.items()}
 
     # -- posterior ------------------------------------------------------------------------------------------------
 
@@ -277,30 +300,28 @@ class Trained:
         """Draws of the latents given the rows, with their log densities.
 
         Returns values {site: [draws, B, ...] or [draws, ...] for a global one}, log p(x_n, z_n) and log q(z_n | x_n)
-        of the local terms, [draws, B]. Enumerated latents are drawn from their exact conditional.
+        of the local terms, [draws, B]. Latents that the model enumerates are drawn from their exact conditional, and
+        summed out in log p.
         """
+        self._refuse_other_rows(arrays)
         batch, rows = self._tensors(arrays), rows_of(arrays)
         with self._quiet(seed):
-            passes = [self._posterior_once(batch, rows) for _ in range(draws)]
+            passes = [self._posterior_once(batch, rows, seed + i) for i in range(draws)]
         values = {name: np.stack([p[0][name] for p in passes]) for name in passes[0][0]}
         return values, np.stack([p[1] for p in passes]), np.stack([p[2] for p in passes])
 
     def _posterior_once(
-        self, batch: dict[str, Tensor], rows: int
+        self, batch: dict[str, Tensor], rows: int, seed: int
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        plates = self.structure.data_plates
-        q = poutine.trace(self._guide).get_trace(**batch)
-        model = poutine.replay(self._model, trace=q)
+        p, q = drawn_traces(self._plan, self._model, self._guide, (), batch)
+        log_p, log_q, _ = datum_terms(self._plan, p, q, rows)
         if self.structure.enumerated:
-            model = infer_discrete(model, first_available_dim=-1 - self._plan.depth, temperature=1)
-        p = poutine.trace(model).get_trace(**batch)
+            model = poutine.replay(self._model, trace=q)
+            drawn = infer_discrete(model, first_available_dim=-1 - self._plan.depth, temperature=1)
+            with forked(seed):  # so that the guide's draws are those of `terms` with this seed
+                p = poutine.trace(drawn).get_trace(**batch)
         values = {name: _array(p.nodes[name]["value"]) for name in self.structure.latents}
-        densities = []
-        for trace in (p, q):
-            trace.compute_log_prob()
-            sites = [s for s in trace.nodes.values() if is_sample(s)]
-            densities.append(sum((per_datum(s, plates, rows) for s in sites), torch.zeros(rows)))
-        return values, _array(densities[0]), _array(densities[1])
+        return values, *(_array(sum(terms.values(), torch.zeros(rows))) for terms in (log_p, log_q))
 
     def k_hat(self, log_weights: np.ndarray) -> np.ndarray:
         """Pareto k-hat of each column of log weights [k, B], by Pyro's generalised-Pareto fit to the upper tail.
@@ -309,6 +330,12 @@ class Trained:
         arXiv:1507.02646). Weights that are all equal have no tail, and get 0.
         """
         return np.array([_k_hat(column) for column in np.asarray(log_weights, dtype=np.float64).T])
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters are `nn.Parameter`s again."""
+    tensors = {id(t): t for part in module.modules() for t in part._parameters.values() if t is not None}
+    return copy.deepcopy(module, {key: nn.Parameter(tensor.clone()) for key, tensor in tensors.items()}).eval()
 
 
 def _k_hat(log_weights: np.ndarray) -> float:
