@@ -123,7 +123,9 @@ class Step:
         with torch.enable_grad():
             values = {name: value.detach() for name, value in self.values(state).items()}
             values |= {name: values[name].clone() for name in self.leaves.buffers}  # changed in place by the run
-            leaves = [values[name].requires_grad_() for name in names]
+            for name in self.leaves.params:  # all of them: pyro.module warns of what needs no gradient
+                values[name].requires_grad_()
+            leaves = [values[name] for name in names]
             loss, terms = self.objective(player, values, batch, t)
             grads = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
         found = {n: torch.zeros_like(x) if g is None else g for n, x, g in zip(names, leaves, grads, strict=True)}
