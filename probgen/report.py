@@ -185,6 +185,9 @@ class _Figures:
         ax = self._axes(name)
         if ax is None:
             why = escape(self.refused[name])
+            if why in self.told:
+                return ""
+            self.told.add(why)
             return (
                 f'<figure><figcaption>{escape(name.capitalize())}</figcaption><p class="undefined">{why}</p></figure>'
             )

@@ -122,6 +122,13 @@ def test_pictures_that_cannot_be_drawn_say_why():
     assert "its metrics are empty" in text
 
 
+def test_without_data_it_shows_what_needs_none_and_says_so_once():
+    text = " ".join(Page(report.page(run(data=None))).text)
+    assert text.count("no data at hand") == 1
+    for words in ("Loss by step", "Plate diagram", "Each dimension of z", "Means of the data over the quantiles"):
+        assert words in text
+
+
 def test_text_of_the_user_is_only_text():
     def model(x): ...
 

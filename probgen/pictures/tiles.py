@@ -29,7 +29,7 @@ def grid(
     Labels may hold mathematics. Lines in `muted_rows` are drawn grey: they are data beside a model's lines.
     """
     draw = _images if look.kind == "image" else _lines
-    labels = 0.22 if column_labels else 0.0
+    labels = (0.5 if row_labels else 0.0, 0.22 if column_labels else 0.0)  # inches they take on the left and below
     ax, row_centres, column_centres = draw(ax, look, cells, group, muted_rows, labels)
     sheet(ax, title)
     ax.set_yticks(row_centres if row_labels else [], list(row_labels))
@@ -39,7 +39,7 @@ def grid(
 
 
 def _images(
-    ax: Axes | None, look: Look, cells: np.ndarray, group: int, muted_rows: Sequence[int], labels: float
+    ax: Axes | None, look: Look, cells: np.ndarray, group: int, muted_rows: Sequence[int], labels: tuple[float, float]
 ) -> tuple[Axes, list[float], list[float]]:
     rows, columns = cells.shape[:2]
     tiles = look.tiles(cells.reshape(rows * columns, *cells.shape[2:]))
@@ -54,14 +54,14 @@ def _images(
         mosaic[top : top + height, left : left + width, ...] = (
             np.concatenate([tile, np.ones((height, width, 1))], -1) if colour else tile
         )
-    ax = axes(ax, height=min(WIDTH * 1.6, WIDTH * mosaic.shape[0] / mosaic.shape[1]) + 0.3 + labels)
+    ax = axes(ax, height=min(WIDTH * 1.6, (WIDTH - labels[0]) * mosaic.shape[0] / mosaic.shape[1]) + 0.3 + labels[1])
     shown = mosaic if colour else np.ma.masked_invalid(mosaic)
     ax.imshow(shown, cmap=None if colour else "gray_r" if look.ink else "gray", vmin=0, vmax=1, interpolation="none")
     return ax, [t + (height - 1) / 2 for t in tops], [left + (width - 1) / 2 for left in lefts]
 
 
 def _lines(
-    ax: Axes | None, look: Look, cells: np.ndarray, group: int, muted_rows: Sequence[int], labels: float
+    ax: Axes | None, look: Look, cells: np.ndarray, group: int, muted_rows: Sequence[int], labels: tuple[float, float]
 ) -> tuple[Axes, list[float], list[float]]:
     from matplotlib.collections import LineCollection
 
@@ -69,7 +69,7 @@ def _lines(
     lines = look.tiles(cells.reshape(rows * columns, *cells.shape[2:]))
     low, high = min(look.low, float(lines.min())), max(look.high, float(lines.max()))
     lines = (lines - low) / ((high - low) or 1.0)
-    ax = axes(ax, height=min(WIDTH * 1.6, 0.62 * rows) + 0.4 + labels)
+    ax = axes(ax, height=min(WIDTH * 1.6, 0.62 * rows) + 0.4 + labels[1])
     across = np.linspace(0.06, 0.94, lines.shape[1])
     tops = [r * 1.0 + (r // group) * (0.25 if group > 1 else 0.0) for r in range(rows)]
     for row in range(rows):
