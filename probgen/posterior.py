@@ -26,7 +26,7 @@ from probgen.sites import numbered
 if TYPE_CHECKING:
     from xarray import DataTree
 
-ROWS = 100  # rows a batch
+ROWS = 500  # rows a batch
 LARGEST = 2**29  # values of latents a tree may hold
 DRAW, WEIGH, PREPARE, CHOOSE = 0, 1, 2, 3  # places of the seeds
 
@@ -66,7 +66,7 @@ def posterior(
     values = {name: _along_rows(structure, name, [b.values[name] for b, _ in batches]) for name in batches[0][0].values}
     stats = {name: np.concatenate([getattr(b, name) for b, _ in batches], axis=1) for name in ("log_p", "log_q")}
     if batches[0][0].terms is not None:
-        stats["log_ratio_global"] = _log_ratio(trained, batches[0][0])
+        stats["log_ratio_global"] = _log_ratio(trained, batches[0][0].terms)
     likelihood = {name: np.concatenate([e[name] for _, e in batches], axis=1) for name in batches[0][1]}
     raw = chosen[np.arange(len(chosen))]
     return groups.tree(trained, values, stats, likelihood, raw, indices, k)
@@ -88,8 +88,10 @@ def loo(tree: DataTree, **options: Any) -> Any:
     """
     from arviz_stats import loo_approximate_posterior
 
-    group = tree["log_likelihood"] if "log_likelihood" in tree.children else None
-    if group is None or not group.attrs["loo_valid"]:
+    if "log_likelihood" not in tree.children:
+        raise ProbgenError("LOO needs the group log_likelihood, which this posterior has not: see its warning")
+    group = tree["log_likelihood"]
+    if not group.attrs["loo_valid"]:
         raise ProbgenError(
             "LOO is valid only where all that was learned is a global latent with a posterior; this program's "
             "parameters were fitted to the data that would be left out: use evaluate on held-out rows"
@@ -157,15 +159,20 @@ def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int, seed: int)
 
 def _same_draws(structure: Structure, drawn: _Drawn, terms: Mapping[str, np.ndarray]) -> bool:
     """Whether the terms of this seed are those of these very draws: the local ones add up to log p − log q."""
-    whole = [name for name, site in structure.latents.items() if not site.local]
-    local = sum(term for name, term in terms.items() if name not in whole)
-    return set(whole) <= set(terms) and np.allclose(local, drawn.log_p - drawn.log_q, rtol=1e-3, atol=1e-2)
+    whole = {name for name, site in structure.latents.items() if not site.local}
+    local = sum(terms[name] for name in terms if _is_local(structure, name))
+    return whole <= set(terms) and np.allclose(local, drawn.log_p - drawn.log_q, rtol=1e-3, atol=1e-2)
 
 
-def _log_ratio(trained: Any, drawn: _Drawn) -> np.ndarray:
+def _is_local(structure: Structure, name: str) -> bool:
+    """Whether a term belongs to the rows; an autoguide's joint draw of global latents is a site of the guide alone."""
+    site = structure.model.get(name) or structure.guide[name]
+    return site.local or site.role == "observed"
+
+
+def _log_ratio(trained: Any, terms: Mapping[str, np.ndarray]) -> np.ndarray:
     """log p(θ_s) − log q(θ_s) of all global latents together, [draws]."""
-    whole = [name for name, site in trained.structure.latents.items() if not site.local]
-    return sum(drawn.terms[name][:, 0] for name in whole) * trained.rows
+    return sum(terms[name][:, 0] for name in terms if not _is_local(trained.structure, name)) * trained.rows
 
 
 def _log_likelihood(
@@ -199,13 +206,12 @@ def _given_globals(structure: Structure, drawn: _Drawn) -> dict[str, np.ndarray]
     local = [name for name, site in structure.latents.items() if site.local]
     if drawn.terms is None or any(name in structure.guide for name in local):
         warnings.warn(
-            "posterior: no log_likelihood group, since log p(x_n | θ) needs the local latents "
-            f"({', '.join(local) or 'none'}) integrated out anew for every draw of the global ones",
+            "posterior: no log_likelihood group, since log p(x_n | θ) is not known for the draws of the global latents "
+            f"of this program (local latents: {', '.join(local) or 'none'})",
             stacklevel=4,
         )
         return {}
-    whole = [name for name, site in structure.latents.items() if not site.local]
-    terms = {name: term for name, term in drawn.terms.items() if name not in whole}
+    terms = {name: term for name, term in drawn.terms.items() if _is_local(structure, name)}
     if local:
         return {"joint": sum(terms.values())}
     series = numbered(structure.observed)

@@ -10,7 +10,8 @@ from probgen import chunks
 from probgen.data import as_rows, load_data
 from probgen.errors import ProbgenError
 from probgen.evaluate import evaluate
-from probgen.evaluate.khat import equal_weights
+from probgen.evaluate.khat import equal_weights, summarise_k_hat
+from probgen.evaluate.latents import Spread
 from probgen.evaluate.likelihood import effective_sample_size, log_mean_weight, monte_carlo_variance
 from probgen.prepare import Preparation, Standardize
 
@@ -109,8 +110,35 @@ def test_weights_summaries():
     assert equal_weights(np.full((3, 1), -np.inf)).tolist() == [False]
 
 
+def test_k_hat_is_summed_up():
+    found, notes = summarise_k_hat(np.array([0.1, 0.69, 0.71, 2.0, np.nan]), 0)
+    assert found == {"k_hat": pytest.approx(0.70), "k_hat_above_0.7": 0.5}
+    assert "1 of 5" in notes[0]
+
+
+def test_spread_is_the_same_in_pieces():
+    values = np.sort(np.random.default_rng(0).normal(1e4, 1.0, size=(50, 3)), axis=0)
+    spread = Spread()
+    for piece in np.split(values, [1, 7, 30]):
+        spread.add(piece)
+    np.testing.assert_allclose(spread.mean, values.mean(0))
+    np.testing.assert_allclose(spread.variance, values.var(0, ddof=1), rtol=1e-8)
+
+
+def test_batches_have_draws_of_their_own():
+    class Recording(LinearGaussian):
+        def log_weights(self, arrays, k, seed):
+            self.seeds.append(seed)
+            return super().log_weights(arrays, k, seed)
+
+    trained = Recording()
+    trained.seeds = []
+    numbers(trained, k=2, n=1200)
+    assert len(set(trained.seeds)) == len(trained.seeds) == 3
+
+
 def test_k_hat_and_ess_see_a_bad_guide():
-    """A guide half as wide as the posterior has weights of infinite variance: k = 1 − 1/4·... > 0.7 (Z = 6)."""
+    """A guide 0.4 times as wide as the posterior has weights of infinite variance: k → 1 − 0.4² = 0.84."""
     good, _ = numbers(LinearGaussian(Z=3, wider=1.2), k=400, n=20)
     bad, _ = numbers(LinearGaussian(Z=3, wider=0.4), k=400, n=20)
     assert good["k_hat"] < 0.3 and good["k_hat_above_0.7"] == 0

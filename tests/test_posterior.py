@@ -79,7 +79,7 @@ def test_memory_is_bounded(monkeypatch):
 
 
 def test_global_latents():
-    x = np.random.default_rng(0).normal(1.0, 1.0, size=30)
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=250)  # more than one batch of rows would hold
     trained, data = NormalMean(x), load_data({"x": x})
     tree = posterior(trained, Preparation.of({}, data), data.train, draws=50)
     theta = tree["posterior"]["theta"]
@@ -89,6 +89,20 @@ def test_global_latents():
     stats = tree["sample_stats"]
     total = (stats["log_p"] - stats["log_q"]).sum("data") + stats["log_ratio_global"]
     np.testing.assert_allclose(total[0], trained.log_evidence(), atol=1e-9)
+
+
+def test_a_backend_whose_terms_are_other_draws_gets_no_log_likelihood():
+    class Other(NormalMean):
+        def terms(self, arrays, draws, seed):
+            return super().terms(arrays, draws, seed + 1)
+
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=30)
+    data = load_data({"x": x})
+    with pytest.warns(UserWarning, match="no log_likelihood group"):
+        tree = posterior(Other(x), Preparation.of({}, data), data.train, draws=5)
+    assert "log_likelihood" not in tree.children and "log_ratio_global" not in tree["sample_stats"]
+    with pytest.raises(ProbgenError, match="LOO needs the group"):
+        loo(tree)
 
 
 @pytest.mark.parametrize("guide", [{}, {"moved": 0.1, "wider": 1.3}])

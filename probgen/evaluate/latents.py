@@ -30,7 +30,7 @@ class ActiveUnits:
         self.trained, self.draws = trained, max(2, draws)
         self.sites = [n for n, s in structure.sampled.items() if s.local and not s.discrete]
         self.particles = particles(structure)
-        self.means = {site: _Spread() for site in self.sites}
+        self.means = {site: Spread() for site in self.sites}
         self.noise: dict[str, np.ndarray] = {}
         self.rows = 0
 
@@ -38,7 +38,7 @@ class ActiveUnits:
         """Take one more batch in."""
         if not self.sites:
             return
-        moments = {site: _Spread() for site in self.sites}
+        moments = {site: Spread() for site in self.sites}
         for size, seed in batch.draws(self.draws, self.particles, PLACE):
             values = self.trained.posterior(batch.arrays, size, seed)[0]
             for site in self.sites:
@@ -61,13 +61,14 @@ class ActiveUnits:
         return self.means[site].variance - self.noise[site] / self.rows
 
 
-class _Spread:
+class Spread:
     """Mean and variance over the first axis, taken in piece by piece (Chan et al.)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
+        """Take one more piece in."""
         values = np.asarray(values, dtype=np.float64)
         count, mean = len(values), values.mean(axis=0)
         squares = ((values - mean) ** 2).sum(axis=0)
@@ -78,4 +79,5 @@ class _Spread:
 
     @property
     def variance(self) -> np.ndarray:
+        """Unbiased."""
         return self.squares / (self.count - 1)
