@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ _MOST_CLASSES = 10_000
 class Data:
     """Named arrays split into `train`, `valid` and `test` rows; `spec` describes each array over train.
 
-    `log_prob(x) -> [N]` is the exact log-density where it is known (the toys). `note` says what the loader decided.
+    `log_prob(x) -> [N]` is the exact log-density where it is known (the toys). `note` says what the loader decided,
+    `source` where it can be read again: a name, an absolute path, or None for arrays.
     """
 
     train: Rows
@@ -42,6 +44,7 @@ class Data:
     name: str
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     note: str = ""
+    source: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +86,14 @@ def load_data(source: Any, split: Sequence[float] | None = None) -> Data:
     found = sources.read(source)
     train, valid, test, note = _divided(found, split)
     spec = describe(train, (valid, test))
-    return Data(train, valid, test, spec, found.name, found.log_prob, note)
+    return Data(train, valid, test, spec, found.name, found.log_prob, note, _read_again(source, split))
+
+
+def _read_again(source: Any, split: Any) -> str | None:
+    """What `load_data` would read the same data from: a name, or a path that no longer depends on the folder."""
+    if not isinstance(source, str | Path) or split is not None:
+        return None
+    return str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else str(source)
 
 
 def split(rows: int, fractions: Sequence[float] = FRACTIONS, seed: int = SPLIT_SEED) -> tuple[np.ndarray, ...]:

@@ -23,7 +23,7 @@ from probgen.interrupts import Interrupts
 from probgen.prepare import Preparation
 from probgen.program import Program, backend_of
 from probgen.progress import Progress
-from probgen.run import Run, described, write_description
+from probgen.run import Run, described, loss_text, write_description
 from probgen.schedules import Schedule
 
 COMPILE_PAYS_FROM = 16_000  # steps of a small program on a CPU: about 12 s of compiling, 0.8 ms saved a step
@@ -76,7 +76,9 @@ class Options:
             if not ok:
                 raise ProbgenError(f"`{name}` is {getattr(self, name)!r}: it must be {words}")
         if self.schedule is not None and not callable(self.schedule):
-            raise ProbgenError(f"`schedule` must be a function of the step, e.g. Cosine(1, 0, 5000), not {self.schedule!r}")
+            raise ProbgenError(
+                f"`schedule` must be a function of the step, e.g. Cosine(1, 0, 5000), not {self.schedule!r}"
+            )
 
 
 def fit(
@@ -139,14 +141,16 @@ def fit(
     if resume:
         return _resumed(program, data, out, steps, epochs, on_chunk, progress)
     options = _options(program, data, steps, epochs, asked, compile)
-    folder = None if out is None else Folder.create(out)
-    return _Fit(program, data, options, folder, on_chunk, progress).run()
+    fit = _Fit(program, data, options, on_chunk, progress, None if by is None else repr(by))
+    return fit.run(None if out is None else Folder.create(out))  # made last: what is refused leaves no folder
 
 
 def resume(path: str | Path, data: Any = None, on_chunk: Any = None, progress: bool = True) -> Run:
     """Go on with the run in a folder where it stopped; a finished one is returned as it is."""
     run = Run.open(path)
-    return _resumed(run.program, load_data(data) if data is not None else run.data, path, None, None, on_chunk, progress)
+    return _resumed(
+        run.program, load_data(data) if data is not None else run.data, path, None, None, on_chunk, progress
+    )
 
 
 def _options(
@@ -155,7 +159,9 @@ def _options(
     known = {field.name for field in fields(Options)} | {"epochs"}
     unknown = [name for name in program.defaults if name not in known]
     if unknown:
-        raise ProbgenError(f"the program's defaults name {unknown[0]!r}, which is no option of fit: {', '.join(sorted(known))}")
+        raise ProbgenError(
+            f"the program's defaults name {unknown[0]!r}, which is no option of fit: {', '.join(sorted(known))}"
+        )
     recipe = {**program.defaults, **asked}
     default_epochs, default_steps = recipe.pop("epochs", None), recipe.pop("steps", None)
     if steps is None and epochs is None:
@@ -181,7 +187,13 @@ def _has_cuda(program: Program) -> bool:
 
 
 def _resumed(
-    program: Program, data: Data | None, out: Any, steps: int | None, epochs: float | None, on_chunk: Any, progress: bool
+    program: Program,
+    data: Data | None,
+    out: Any,
+    steps: int | None,
+    epochs: float | None,
+    on_chunk: Any,
+    progress: bool,
 ) -> Run:
     if out is None:
         raise ProbgenError("resume=True needs the folder of the run: out=PATH")
@@ -191,12 +203,15 @@ def _resumed(
         raise ProbgenError(f"the data of {out} cannot be found again: give them to resume")
     if data.fingerprint != run.config["data"]["fingerprint"]:
         raise ProbgenError(f"{out} was trained on other data ({run.config['data']['name']}): resume it with those")
-    options = Options(**{**run.config["options"], "schedule": _schedule(run.config["options"]["schedule"])})
+    if loss_text(program) != run.config["by"]:
+        raise ProbgenError(f"{out} was trained by {run.config['by']}: resume it by the same, not by {program.by!r}")
+    kept = run.config["options"]
+    options = Options(**{**kept, "schedule": _schedule(kept["schedule"])})
     if steps is not None or epochs is not None:
-        options = replace(options, steps=_options(program, data, steps, epochs, asdict(options) | {}, options.compile).steps)
-    if run.finished and options.steps <= run.step:
+        options = replace(options, steps=_options(program, data, steps, epochs, asdict(options), options.compile).steps)
+    if run.finished and options.steps <= kept["steps"]:
         return run
-    return _Fit(program, data, options, folder, on_chunk, progress).run(resume=True)
+    return _Fit(program, data, options, on_chunk, progress, run.config["by_given"]).run(folder, resume=True)
 
 
 def _schedule(text: str | None) -> Schedule | None:
@@ -213,9 +228,10 @@ class _Fit:
     """One fit: what is needed between two chunks."""
 
     def __init__(
-        self, program: Program, data: Data, options: Options, folder: Folder | None, on_chunk: Any, progress: bool
+        self, program: Program, data: Data, options: Options, on_chunk: Any, progress: bool, by_given: str | None
     ) -> None:
-        self.program, self.data, self.options, self.folder, self.on_chunk = program, data, options, folder, on_chunk
+        self.program, self.data, self.options, self.on_chunk, self.by_given = program, data, options, on_chunk, by_given
+        self.folder: Folder | None = None
         self.preparation = Preparation.of(program.prepare, data)
         self.feed = Feed(data.train, self.preparation, options.batch_size, options.seed)
         self.engine = backend_of(program).Engine(program, program.by, self.feed, options)
@@ -234,11 +250,12 @@ class _Fit:
         size = min(VALIDATION_BATCH, len(rows), max(self.feed.batch_size, VALIDATION_BATCH))
         return [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
 
-    def run(self, resume: bool = False) -> Run:
+    def run(self, folder: Folder | None, resume: bool = False) -> Run:
         """Train from the start, or from the folder's last checkpoint, to the last step."""
-        if self.folder is None:
+        self.folder = folder
+        if folder is None:
             return self._train(self.engine.start(), 0, {})
-        with self.folder.writer():
+        with folder.writer():
             state, step, partial = self._begin(resume)
             return self._train(state, step, partial)
 
@@ -270,7 +287,7 @@ class _Fit:
         return batch if self.feed.batch_size == self.feed.rows else {name: value[:2] for name, value in batch.items()}
 
     def _config(self) -> dict[str, Any]:
-        return described(self.program, self.data, self.preparation, self.options, self.engine)
+        return described(self.program, self.data, self.preparation, self.options, self.engine, self.by_given)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

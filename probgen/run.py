@@ -12,7 +12,7 @@ import importlib.metadata
 import shlex
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,20 +34,27 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EXAMPLE, EVALUATION, POSTERIOR = "example.safetensors", "evaluation.json", "posterior.nc"
+_REPEATED = (
+    "steps", "batch_size", "lr", "optimizer", "schedule", "clip", "ema", "patience", "seed", "precision", "device", "compile",
+)  # fmt: skip
 _PACKAGES = ("probgen", "numpy", "torch", "pyro-ppl", "jax", "numpyro")
 
 
-def described(program: Program, data: Data, preparation: Preparation, options: Any, engine: Any) -> dict[str, Any]:
+def described(
+    program: Program, data: Data, preparation: Preparation, options: Any, engine: Any, by_given: str | None
+) -> dict[str, Any]:
     """The plain values that `config.yaml` keeps: all that names this run and would repeat it."""
     origin = program.origin
     return {
         "format": FORMAT,
         "name": origin.name,
         "program": {"name": origin.name, "path": origin.path, "options": dict(origin.options), "seed": origin.seed},
-        "by": repr(program.by) if hasattr(program.by, "players") else None,
+        "by": loss_text(program),
+        "by_given": by_given,
         "backend": backend_of(program).__name__,
         "data": {
             "name": data.name,
+            "source": data.source,
             "fingerprint": data.fingerprint,
             "rows": {split: len(getattr(data, split)) for split in ("train", "valid", "test")},
         },
@@ -59,6 +66,11 @@ def described(program: Program, data: Data, preparation: Preparation, options: A
         "note": engine.note,
         "versions": _versions(),
     }
+
+
+def loss_text(program: Program) -> str | None:
+    """A probgen loss as the text that makes it again; None for losses of the PPL and functions."""
+    return repr(program.by) if hasattr(program.by, "players") else None
 
 
 def _plain_options(options: Any) -> dict[str, Any]:
@@ -101,6 +113,8 @@ class Run:
         self._data, self._structure = data, structure
         self.config, self.folder = dict(config), folder
         self._evaluation: dict[str, Any] | None = None
+        if data is not None:
+            self.spec = dict(data.spec)
 
     @classmethod
     def open(cls, path: str | Path, program: Program | None = None) -> Run:
@@ -159,7 +173,16 @@ class Run:
     @cached_property
     def spec(self) -> dict[str, ArraySpec]:
         """What the data's arrays look like."""
-        return {name: ArraySpec.from_json(spec) for name, spec in self.config["spec"].items()}
+        means = {n.removeprefix("mean/"): a for n, a in self._beside.items() if n.startswith("mean/")}
+        specs = {name: ArraySpec.from_json(spec) for name, spec in self.config["spec"].items()}
+        return {name: replace(spec, mean=means.get(name)) for name, spec in specs.items()}
+
+    @cached_property
+    def _beside(self) -> dict[str, np.ndarray]:
+        """What lies in the folder beside the weights: an example batch and the means of the data."""
+        if self.folder is None or EXAMPLE not in self.folder:
+            return {}
+        return load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)[0]
 
     @cached_property
     def preparation(self) -> Preparation:
@@ -169,41 +192,29 @@ class Run:
     @property
     def data(self) -> Data | None:
         """The data it was trained on: as given to `fit`, or read again by name when the run was opened."""
-        if self._data is None:
-            try:
-                found = load_data(self.config["data"]["name"])
-            except ProbgenError:
-                return None
-            if found.fingerprint == self.config["data"]["fingerprint"]:
-                self._data = found
-        return self._data
+        return self._data if self._data is not None else self._read_again
+
+    @cached_property
+    def _read_again(self) -> Data | None:
+        kept = self.config["data"]
+        try:
+            found = None if kept["source"] is None else load_data(kept["source"])
+        except ProbgenError:  # moved or gone: the verbs that need data say so
+            return None
+        return found if found is not None and found.fingerprint == kept["fingerprint"] else None
 
     @property
     def command(self) -> str:
         """The command that repeats it."""
-        options, program = self.options, self.config["program"]
+        program, data = self.config["program"], self.config["data"]
         model = program["name"] if program["path"] is None or _in_zoo(program) else program["path"]
-        words = ["probgen", "fit", str(model), "--data", self.config["data"]["name"]]
-        words += [
-            word
-            for name, value in program["options"].items()
-            if value is not None
-            for word in (f"--{name}", str(value))
-        ]
-        for name in (
-            "steps",
-            "batch_size",
-            "lr",
-            "optimizer",
-            "schedule",
-            "clip",
-            "ema",
-            "patience",
-            "seed",
-            "precision",
-        ):
-            if options[name] is not None:
-                words += [f"--{name}", str(options[name])]
+        options = {**program["options"], "by": self.config["by_given"]}
+        options |= {name: self.options[name] for name in _REPEATED if self.options[name] is not None}
+        words = ["probgen", "fit", str(model), "--data", data["source"] or data["name"]]
+        for name, value in options.items():
+            words += (
+                [] if value is None else [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+            )
         return shlex.join(words)
 
     def __repr__(self) -> str:
@@ -222,14 +233,8 @@ class Run:
     def program(self) -> Program:
         """The program: as given, or built again from the zoo's file or the copy in the folder."""
         if self._program is None:
-            self._program = _rebuilt(self.folder, self.config, self._example_spec())
+            self._program = _rebuilt(self.folder, self.config, self.spec)
         return self._program
-
-    def _example_spec(self) -> dict[str, ArraySpec]:
-        """The spec with the means, which lie beside the example."""
-        arrays, _ = load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)
-        means = {n.removeprefix("mean/"): a for n, a in arrays.items() if n.startswith("mean/")}
-        return {name: ArraySpec(s.shape, s.dtype, s.range, s.classes, means.get(name)) for name, s in self.spec.items()}
 
     @cached_property
     def trained(self) -> Any:
@@ -238,8 +243,7 @@ class Run:
         if weights is None:
             weights = self.folder.weights()
         if example is None:
-            arrays, _ = load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)
-            example = {n.removeprefix("example/"): a for n, a in arrays.items() if n.startswith("example/")}
+            example = {n.removeprefix("example/"): a for n, a in self._beside.items() if n.startswith("example/")}
         return backend_of(self.program).Trained(
             self.program,
             weights,
@@ -345,8 +349,8 @@ class Run:
         return as_rows(data, like=self.spec)
 
     def _split(self, rows: Any) -> str | None:
-        splits = () if self._data is None else ("train", "valid", "test")
-        return next((split for split in splits if getattr(self._data, split) is rows), None)
+        splits = () if self.data is None else ("train", "valid", "test")
+        return next((split for split in splits if getattr(self.data, split) is rows), None)
 
 
 def write_description(
@@ -388,8 +392,6 @@ def _rebuilt(folder: Folder, config: Mapping[str, Any], spec: Mapping[str, Array
 
 
 def _named(program: Program, kept: Mapping[str, Any]) -> Program:
-    from dataclasses import replace
-
     return replace(program, origin=Origin(kept["name"], kept["path"], dict(kept["options"]), kept["seed"]))
 
 

@@ -30,30 +30,42 @@ def dense(size: int, z_dim: int, hidden: int) -> tuple[nn.Module, nn.Module]:
 
 
 def convolutional(shape: tuple[int, ...], z_dim: int, hidden: int) -> tuple[nn.Module, nn.Module]:
-    """The same for images [H, W] or [C, H, W] whose sides are multiples of four."""
-    channels, height, width = (1, *shape)[-3:]
-    inner, wide = (2 * hidden // 8, height // 4, width // 4), hidden // 8
-    size = inner[0] * inner[1] * inner[2]
+    """The same for images [H, W] or [H, W, C] whose sides are multiples of four."""
+    height, width, channels = (*shape, 1)[:3]
+    wide, inner = hidden // 8, (hidden // 4, height // 4, width // 4)
     encoder = nn.Sequential(
         nn.Flatten(),
-        nn.Unflatten(1, (channels, height, width)),
+        nn.Unflatten(1, (height * width, channels)),
+        Transposed((channels, height, width)),
         nn.Conv2d(channels, wide, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(wide, inner[0], 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(size, 2 * z_dim),
+        nn.Linear(torch.Size(inner).numel(), 2 * z_dim),
     )
     decoder = nn.Sequential(
-        nn.Linear(z_dim, size),
+        nn.Linear(z_dim, torch.Size(inner).numel()),
         nn.ReLU(),
         nn.Unflatten(1, inner),
         nn.ConvTranspose2d(inner[0], wide, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.ConvTranspose2d(wide, channels, 4, stride=2, padding=1),
-        nn.Flatten(),
+        nn.Flatten(2),
+        Transposed((height * width * channels,)),
     )
     return encoder, decoder
+
+
+class Transposed(nn.Module):
+    """Swap the two axes of a datum and give it a new shape: between [H W, C] and [C, H W]."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(-1, *self.shape)
 
 
 def program(

@@ -34,13 +34,12 @@ def dense(size: int, z_dim: int, hidden: int) -> tuple[nn.Module, nn.Module]:
 
 
 def convolutional(shape: tuple[int, ...], z_dim: int, hidden: int) -> tuple[nn.Module, nn.Module]:
-    """The same for images [H, W] or [C, H, W] whose sides are multiples of four."""
-    channels, height, width = (1, *shape)[-3:]
-    inner, wide = (2 * hidden // 8, height // 4, width // 4), hidden // 8
+    """The same for images [H, W] or [H, W, C] whose sides are multiples of four."""
+    height, width, channels = (*shape, 1)[:3]
+    wide, inner = hidden // 8, (hidden // 4, height // 4, width // 4)
     encoder = nn.Sequential(
         [
-            flatten,
-            lambda x: jnp.moveaxis(x.reshape(-1, channels, height, width), 1, -1),
+            lambda x: x.reshape(-1, height, width, channels),
             nn.Conv(wide, (4, 4), strides=2, padding=1),
             nn.relu,
             nn.Conv(inner[0], (4, 4), strides=2, padding=1),
@@ -57,7 +56,7 @@ def convolutional(shape: tuple[int, ...], z_dim: int, hidden: int) -> tuple[nn.M
             nn.ConvTranspose(wide, (4, 4), strides=(2, 2)),
             nn.relu,
             nn.ConvTranspose(channels, (4, 4), strides=(2, 2)),
-            lambda h: flatten(jnp.moveaxis(h, -1, 1)),
+            flatten,
         ]
     )
     return encoder, decoder
