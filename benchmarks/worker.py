@@ -1,0 +1,58 @@
+"""One measurement in a process of its own: `python -m benchmarks.worker NAME '{"argument": ...}'` prints JSON.
+
+Thread pools, compile caches and peak memory of one measurement are then not those of another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+MEASUREMENTS = {
+    "pyro": "benchmarks.pyro_steps:measured",
+    "numpyro": "benchmarks.numpyro_steps:measured",
+    "cuda": "benchmarks.cuda_steps:measured",
+    "growth-pyro": "benchmarks.pyro_steps:grown",
+    "growth-numpyro": "benchmarks.numpyro_steps:grown",
+    "memory-pyro": "benchmarks.pyro_steps:peak_memory",
+    "memory-numpyro": "benchmarks.numpyro_steps:peak_memory",
+    "first-loss": "benchmarks.first_loss:measured",
+}
+
+
+def in_own_process(measurement: str, /, **arguments: Any) -> Any:
+    """The measurement's result, from a fresh process with one thread and an empty compile cache.
+
+    Raises RuntimeError with the end of what the process said if it failed.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "benchmarks.worker", measurement, json.dumps(arguments)]
+        environment = {**os.environ, **ONE_THREAD, "TORCHINDUCTOR_CACHE_DIR": cache}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the measurement {measurement} failed: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Run what the command line names."""
+    module, function = MEASUREMENTS[sys.argv[1]].split(":")
+    result = getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
