@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 
 from probgen.numpyro.trace import log_density, run_pair
 
@@ -35,14 +36,17 @@ def diagnose(
 
 def _site(key: jax.Array, params: Mapping[str, Any], engine: Any, arrays: Mapping[str, Any]) -> str:
     """The first site whose value or log density is not finite, guide before model."""
-    p, q, _ = run_pair(key, params, engine.model, engine.guide, (), arrays)
+    with numpyro.validation_enabled(False):
+        p, q, _ = run_pair(key, params, engine.model, engine.guide, (), arrays)
     for where, trace in (("guide", q), ("model", p)):
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
             if _broken(site["value"]):
                 return f"; the first such value is that of the site {name!r} in the {where}"
-            if _broken(log_density(site)):
+            with numpyro.validation_enabled(False):
+                density = log_density(site)
+            if _broken(density):
                 return f"; the first such density is that of the site {name!r} in the {where}"
     return ""
 

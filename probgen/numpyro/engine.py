@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 
 from probgen.errors import ProbgenError
 from probgen.numpyro.diagnosis import diagnose
@@ -30,6 +31,7 @@ from probgen.numpyro.loss import as_loss, as_result
 from probgen.numpyro.optim import Optimizer, of_player
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of
+from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import DataPlate, as_jax, callables
 from probgen.program import Player, Program, rows_of
 
@@ -63,6 +65,7 @@ class Engine:
             values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
             self.structure = structure_of(self.program, arrays, values, self.rows)
             self.by.check(self.structure)
+            refuse_out_of_support(*callables(self.program), arrays, values, feed.resident())
             self._refuse_unplated()
             self.model, self.guide = (self._scaled(fn) for fn in callables(self.program))
             self.players = {name: self._share(name, player, arrays) for name, player in players.items()}
@@ -151,7 +154,8 @@ class Engine:
                 state, _ = self.advance(jax.tree.map(jnp.array, state), int(state["step"]), step)
             arrays = as_jax(self.feed.batch(step * self.batches_per_step))
             params = {**self.leaves.constrained(state["params"]), **state["buffers"]}
-            gradients = self._gradients(state, step, arrays)
+            with numpyro.validation_enabled(False):
+                gradients = self._gradients(state, step, arrays)
             found = diagnose(self._key(STEPS, step), named(state["params"], {}), params, gradients, self, arrays)
         return f"step {step}: {found}"
 

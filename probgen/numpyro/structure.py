@@ -17,7 +17,6 @@ from numpyro.distributions import (
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
-    TransformedDistribution,
     Unit,
 )
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
@@ -59,7 +58,9 @@ def structure_of(
     refuse_unguided(p, q)
     sizes = _plate_sizes(p, q)
     _refuse_self_subsampling(sizes, batch, rows or batch)
-    data_plates = following(lambda other: _plate_sizes(*_abstract_pair(model, guide, other, params)), sizes, arrays)
+    # An autoguide remembers the plates of its first batch, so it is not asked again.
+    fns = (model,) if isinstance(program.guide, AutoGuide) else (model, guide)
+    data_plates = following(lambda other: _abstract_sizes(fns, (), other, params), sizes, arrays)
     structure = Structure(
         model=sites(p, data_plates, parents(model, arrays, params, p)),
         guide=sites(q, data_plates, {}),
@@ -112,39 +113,49 @@ def following(
     sizes: Mapping[str, tuple[int, int]],
     arrays: Mapping[Any, jax.Array],
 ) -> tuple[str, ...]:
-    """The plates as long as the batch: of those with its size, the ones that follow it when it is longer."""
+    """The plates as long as the batch: of those with its size, the ones that follow it when its length is another."""
     batch = rows_of(arrays)
+    other = batch - 1 if batch > 1 else 2
     candidates = [name for name, (_, size) in sizes.items() if size == batch]
     if not candidates:
         return ()
-    longer = {
-        name: jnp.concatenate([array, array[:1]]) if jnp.ndim(array) and len(array) == batch else array
+    resized = {
+        name: jnp.resize(array, (other, *array.shape[1:])) if jnp.ndim(array) and len(array) == batch else array
         for name, array in arrays.items()
     }
     try:
-        after = sizes_for(longer)
+        after = sizes_for(resized)
     except (TypeError, ValueError, IndexError, AssertionError):
         return tuple(candidates)  # a program made for one batch length: the plate of that length is the data's
-    return tuple(name for name in candidates if after.get(name, (0, 0))[1] == batch + 1)
+    return tuple(name for name in candidates if after.get(name, (0, 0))[1] == other)
 
 
-def scaled_plates(fns: tuple[Callable, ...], args: tuple, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+def scaled_plates(fns: tuple[Callable, ...], args: tuple) -> tuple[str, ...]:
     """The plates of callables with positional arrays that follow the batch and do not state how many rows there are."""
 
     def sizes_for(arrays: Mapping[int, jax.Array]) -> dict[str, tuple[int, int]]:
-        found = {}
-
-        def run(*args: Any) -> None:
-            for fn in fns:
-                tr = trace(seed(fn, jax.random.key(0))).get_trace(*args, **kwargs)
-                found.update(_plate_sizes(tr))
-
-        jax.eval_shape(run, *arrays.values())
-        return found
+        return _abstract_sizes(fns, tuple(arrays.values()), {}, {})
 
     arrays = dict(enumerate(args))
     sizes = sizes_for(arrays)
     return tuple(name for name in following(sizes_for, sizes, arrays) if sizes[name][0] == sizes[name][1])
+
+
+def _abstract_sizes(
+    fns: tuple[Callable, ...], args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """The plate sizes of callables, each run on its own."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def run(args: tuple, kwargs: Mapping[str, Any]) -> None:
+        for fn in fns:
+            anywhere = substitute(seed(fn, jax.random.key(0)), substitute_fn=_improper_at_zero)
+            found.update(
+                _plate_sizes(trace(substitute(anywhere, data=own_containers(params))).get_trace(*args, **kwargs))
+            )
+
+    jax.eval_shape(run, args, dict(kwargs))
+    return found
 
 
 def _refuse_self_subsampling(sizes: Mapping[str, tuple[int, int]], batch: int, rows: int) -> None:
@@ -217,7 +228,7 @@ def _site(name: str, site: Mapping[str, Any], data_plates: tuple[str, ...], pare
         shape=shape,
         event_dim=fn.event_dim,
         plates=plates,
-        support=_support(fn),
+        support=str(fn.support),
         discrete=bool(getattr(fn.support, "is_discrete", False)),
         enumerated=enumerated(site),
         reparametrised=bool(fn.has_rsample),
@@ -231,14 +242,6 @@ def unwrapped(fn: Any) -> Any:
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
-
-
-def _support(fn: Any) -> str:
-    support = fn.support
-    while type(support).__name__ == "_IndependentConstraint":
-        support = support.base_constraint
-    name = type(support).__name__.strip("_").replace("IntegerInterval", "integers").lower()
-    return name if not isinstance(fn, TransformedDistribution) else type(support).__name__.strip("_").lower()
 
 
 def _use_of_arrays(

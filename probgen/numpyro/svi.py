@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,8 +88,9 @@ class SVI(numpyro.infer.SVI):
             return tuple(a[index] if jnp.ndim(a) and len(a) == rows else a for a in arrays)
 
         example = batch(jnp.arange(batch_size))
-        fns = tuple(fn for fn in (self.model, self.guide) if not isinstance(fn, AutoGuide))
-        plates = scaled_plates(fns, example, kwargs | self.static_kwargs)
+        fixed = kwargs | self.static_kwargs
+        fns = tuple(partial(fn, **fixed) for fn in (self.model, self.guide) if not isinstance(fn, AutoGuide))
+        plates = scaled_plates(fns, example)
         scaled = SVI(
             *(DataPlate(f, plates, rows) for f in (self.model, self.guide)), self.optim, self.loss, **self.static_kwargs
         )
