@@ -7,6 +7,7 @@ import time
 from typing import Any, Self
 
 LINE_EVERY = 10.0  # seconds
+BAR = 30  # characters
 
 
 class Progress:
@@ -16,6 +17,7 @@ class Progress:
         self.name, self.steps, self.enabled = name, steps, enabled
         self._bar: Any = None
         self._task: Any = None
+        self._cell: Any = None
         self._lined = -LINE_EVERY
 
     def __enter__(self) -> Self:
@@ -26,7 +28,11 @@ class Progress:
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
-        if console.is_terminal or console.is_jupyter:
+        if console.is_jupyter:  # one line of the cell, written anew: rich's own bar needs ipywidgets
+            from IPython.display import display
+
+            self._cell = display({"text/plain": self._drawn(0, "")}, raw=True, display_id=True)
+        elif console.is_terminal:
             columns = (
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
@@ -47,8 +53,16 @@ class Progress:
     def show(self, step: int, loss: float, valid_loss: float | None = None) -> None:
         """The step reached, the loss there and the last validation loss, in nats per datum."""
         valid = "" if valid_loss is None else f"valid {valid_loss:.4f}"
+        said = f"loss {loss:.4f}  {valid}".rstrip()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", valid=valid)
+        elif self._cell is not None:
+            self._cell.update({"text/plain": self._drawn(step, said)}, raw=True)
         elif self.enabled and (time.monotonic() - self._lined > LINE_EVERY or step == self.steps):
             self._lined = time.monotonic()
-            print(f"{self.name}  step {step}/{self.steps}  loss {loss:.4f}  {valid}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.name}  step {step}/{self.steps}  {said}", file=sys.stderr, flush=True)
+
+    def _drawn(self, step: int, said: str) -> str:
+        """The bar as a line of text."""
+        done = BAR * step // max(1, self.steps)
+        return f"{self.name} {'━' * done}{'─' * (BAR - done)} {step}/{self.steps}  {said}".rstrip()
