@@ -1,5 +1,6 @@
 """probgen on Pyro: losses, the engine that compiles them, and a drop-in `SVI`."""
 
+from probgen.pyro.device import has_cuda as has_cuda
 from probgen.pyro.elbo import ELBO as ELBO
 from probgen.pyro.elbo import IWAE as IWAE
 from probgen.pyro.engine import Engine as Engine

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from probgen.errors import ProbgenError
 
@@ -31,6 +33,24 @@ def resolve_precision(precision: str) -> tuple[torch.dtype, bool]:
     return known[str(precision)]
 
 
+class InPrecision(Messenger):
+    """Draws in the precision of the run, whatever the constants of their distribution were made in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        value = msg["value"]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != self.dtype:
+            msg["value"] = value.to(self.dtype)
+
+
+def has_cuda() -> bool:
+    """Whether `device="auto"` means a GPU here."""
+    return torch.cuda.is_available()
+
+
 @contextlib.contextmanager
 def numbers(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """The default dtype and, off the CPU, the default device that a program's own constants are made with."""
@@ -38,7 +58,8 @@ def numbers(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     torch.set_default_dtype(dtype)
     try:
         with contextlib.nullcontext() if device.type == "cpu" else device:
-            yield
+            with contextlib.nullcontext() if dtype is torch.float32 else InPrecision(dtype):
+                yield
     finally:
         torch.set_default_dtype(before)
 

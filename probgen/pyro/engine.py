@@ -50,6 +50,7 @@ class Engine:
             self.loss.check(self.structure)
             self.divisor = self._divisor()
             self.step = Step(self.leaves, self._trainees(batch), self._objective, options.clip, options.ema)
+            self._rates(0, 1)  # a player without a learning rate is told of before anything is written
             self._first_loss(batch)
         self._resident = self._all_rows()
         self._compiled: Callable[..., tuple[State, State]] | None = None
@@ -210,15 +211,27 @@ class Engine:
     # -- looking at it --------------------------------------------------------------------------------------------
 
     def loss_on(self, state: State, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0) -> float:
-        """The first player's loss, nats per datum, over prepared batches: eval mode, averaged weights if kept."""
+        """The first player's loss, nats per datum, over prepared batches.
+
+        In eval mode, with averaged weights if they are kept, and with schedules as they are at the last step, so
+        that the numbers of one run compare.
+        """
         total, rows, player = 0.0, 0, next(iter(self.step.trainees))
         with self._scope(), forked(seed), torch.no_grad(), pyro.validation_enabled(False):
             values = self.step.values(state, averaged=True)
+            end = self._clock(self.options.steps, self.options.steps + 1)[0]
             for batch in batches:
-                loss, _ = self._objective(player, values, self._tensors(batch), self._clock(0, 1)[0], training=False)
+                loss, _ = self._objective(player, values, self._tensors(batch), end, training=False)
                 total += float(loss) * rows_of(batch)
                 rows += rows_of(batch)
         return total / rows
+
+    def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse rows that lie outside the support of the site that observes them."""
+        with self._scope():
+            batch = self._tensors(arrays)
+            with self._running(self._copies(), rows_of(batch), training=False):
+                refuse_out_of_support(*self._callables, batch, lambda: batch, self.options.seed)
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         """Unconstrained leaves and buffers by name; the averages, if any are kept."""
