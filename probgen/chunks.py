@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from probgen.errors import ProbgenError
 from probgen.program import Site, Structure
 
 NUMBERS = 2**23  # values of sample sites held at once; a network's activations come on top, some ten times that
@@ -13,6 +14,8 @@ NUMBERS = 2**23  # values of sample sites held at once; a network's activations 
 
 def seed_at(seed: int, *place: int) -> int:
     """A seed for one place (batch, chunk, ...) of a computation, as good as independent of every other's."""
+    if seed < 0:
+        raise ProbgenError(f"`seed` is {seed}: it must be 0 or more")
     return int(np.random.SeedSequence([seed, *place]).generate_state(1)[0] >> 1)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from probgen import sources
 from probgen.errors import ProbgenError
-from probgen.rows import ArraySpec, Rows
+from probgen.rows import ArraySpec, Rows, Specs
 from probgen.tables import IN_MEMORY_BYTES
 
 SPLIT_SEED = 0
@@ -144,7 +144,7 @@ def describe(train: Rows, others: Sequence[Rows] = ()) -> dict[str, ArraySpec]:
     """The spec of each array: range and mean over train, classes over every split."""
     sample = train.sample()
     further = [rows.sample() for rows in others if len(rows)]
-    specs = {}
+    specs = Specs()
     for name in train.names:
         array = sample[name]
         classes = train.classes().get(name) or _classes([array, *(f[name] for f in further)])

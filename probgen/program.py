@@ -159,7 +159,7 @@ class Structure:
 
     @property
     def kind(self) -> str:
-        """"exact" (no unenumerated latents), "latent", "implicit" (a point-mass data site), "unnormalised"."""
+        """ "exact" (no unenumerated latents), "latent", "implicit" (a point-mass data site), "unnormalised"."""
         if any(site.role == "factor" for site in self.model.values()):
             return "unnormalised"
         if any(site.delta for site in self.observed.values()):
@@ -181,7 +181,9 @@ class Structure:
         return tuple(exact)
 
 
-def arguments(fn: Callable[..., Any], arrays: Mapping[str, Any], like: Callable[..., Any] | None = None) -> dict:
+def arguments(
+    fn: Callable[..., Any], arrays: Mapping[str, Any], like: Callable[..., Any] | None = None
+) -> dict:
     """The arrays that `fn` is called with, by keyword.
 
     Those it names; with `*args` or `**kwargs` alone (an autoguide) those that `like` names; a single array binds
@@ -205,6 +207,13 @@ def arguments(fn: Callable[..., Any], arrays: Mapping[str, Any], like: Callable[
     return chosen
 
 
+def needed(fn: Callable[..., Any], names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Which of the arrays `names`, those it was run with, `fn` cannot be run without."""
+    _, required, _ = _signature(_inspectable(fn))
+    named = [name for name in names if name in required]
+    return named or (list(names) if len(required) == 1 == len(names) else [])
+
+
 def _inspectable(fn: Callable[..., Any]) -> Callable[..., Any]:
     """What carries the signature a user wrote: the `forward` of a module, the method behind a `__call__`."""
     return fn.forward if hasattr(fn, "forward") and not inspect.isfunction(fn) else fn
@@ -223,7 +232,12 @@ def _name(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__name__", type(fn).__name__)
 
 
-_BACKENDS = {"pyro": "probgen.pyro", "torch": "probgen.pyro", "numpyro": "probgen.numpyro", "jax": "probgen.numpyro"}
+_BACKENDS = {
+    "pyro": "probgen.pyro",
+    "torch": "probgen.pyro",
+    "numpyro": "probgen.numpyro",
+    "jax": "probgen.numpyro",
+}
 
 
 def backend_of(program: Program, by: Any = None) -> types.ModuleType:

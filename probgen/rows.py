@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.errors import ProbgenError
+from probgen.errors import ProbgenError, did_you_mean
 from probgen.tables import Arrays, Table
 
 _SAMPLE_BYTES = 64 * 2**20
@@ -56,6 +56,17 @@ class ArraySpec:
         mean = None if obj["mean"] is None else np.asarray(obj["mean"], dtype=np.float64)
         low, high = obj["range"]
         return cls(tuple(obj["shape"]), obj["dtype"], (float(low), float(high)), obj["classes"], mean)
+
+
+class Specs(dict[str, ArraySpec]):
+    """What is known of each array, by name; a program that asks for one that there is not is told so."""
+
+    def __missing__(self, name: str) -> ArraySpec:
+        near = did_you_mean(str(name), self)
+        raise ProbgenError(
+            f"the program asks for the array {name!r}, and the data has {', '.join(map(repr, self))}"
+            f"{near if 'mean' in near else ''}: rename the array, or name it in the program as it is in the data"
+        )
 
 
 class Rows:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
+
+from probgen.errors import ProbgenError
 
 
 @runtime_checkable
@@ -23,6 +26,16 @@ def _clip01(u: Any) -> Any:
     return (abs(u) - abs(u - 1) + 1) / 2
 
 
+def _numbers(schedule: Any, *names: str) -> None:
+    """Refuse values that are no numbers, and a length that is not positive."""
+    for name in names:
+        value = getattr(schedule, name)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ProbgenError(f"{type(schedule).__name__}: `{name}` must be a number, not {value!r}")
+    if "steps" in names and schedule.steps <= 0:
+        raise ProbgenError(f"{type(schedule).__name__}: `steps` is {schedule.steps}: it must be positive")
+
+
 @dataclass(frozen=True)
 class Linear:
     """start + (end − start) · min(step / steps, 1)."""
@@ -30,6 +43,9 @@ class Linear:
     start: float
     end: float
     steps: int
+
+    def __post_init__(self) -> None:
+        _numbers(self, "start", "end", "steps")
 
     def __call__(self, step: Any) -> Any:
         """The value at `step`."""
@@ -44,6 +60,9 @@ class Cosine:
     end: float
     steps: int
 
+    def __post_init__(self) -> None:
+        _numbers(self, "start", "end", "steps")
+
     def __call__(self, step: Any) -> Any:
         """The value at `step`."""
         angle = math.pi * _clip01(step / self.steps)
@@ -57,6 +76,11 @@ class Steps:
     start: float
     factor: float
     milestones: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _numbers(self, "start", "factor")
+        if not isinstance(self.milestones, tuple | list) or not all(isinstance(m, Real) for m in self.milestones):
+            raise ProbgenError(f"Steps: `milestones` must be steps, e.g. (1000, 2000), not {self.milestones!r}")
 
     def __call__(self, step: Any) -> Any:
         """The value at `step`."""

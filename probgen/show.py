@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from probgen.blame import blaming
 from probgen.factors import Factor, guide_factors, latex, model_factors, text
 from probgen.plates import boxes, dot
 from probgen.program import Program, Structure, arguments, backend_of
@@ -111,7 +112,8 @@ def show(program: Program, data: Any, seed: int = 0) -> Description:
     preparation = Preparation.of(program.prepare, data)
     feed = Feed(data.train, preparation, program.defaults.get("batch_size", _BATCH), seed)
     batch = feed.batch(0)
-    structure = backend_of(program).inspect(program, batch, rows=feed.rows, seed=seed)
+    with blaming(program, data.train.shapes()):
+        structure = backend_of(program).inspect(program, batch, rows=feed.rows, seed=seed)
     return Description(program.origin.name, structure, feed.rows, _guide_reads(program, batch))
 
 
