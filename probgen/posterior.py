@@ -22,6 +22,7 @@ from probgen.evaluate.likelihood import log_mean_weight
 from probgen.feed import evaluation_batches
 from probgen.program import Structure, rows_of
 from probgen.sites import numbered
+from probgen.supports import refuse_outside
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -60,6 +61,7 @@ def posterior(
     batches = []
     feed = evaluation_batches(chosen, preparation, size, seed_at(seed, PREPARE))
     for i, (_, arrays, log_jacobian) in enumerate(feed):
+        refuse_outside(trained, arrays, rows.where)
         drawn = _draw(trained, arrays, draws, seed_at(seed, DRAW, i))
         estimates = _log_likelihood(trained, arrays, log_jacobian, drawn, k, seed_at(seed, WEIGH, i))
         batches.append((drawn, estimates))

@@ -1,8 +1,14 @@
-"""The support of a site in a word, however its PPL writes it."""
+"""The support of a site in a word, however its PPL writes it, and rows that must lie in it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.errors import ProbgenError
 
 
 def word(support: str) -> str:
@@ -20,3 +26,14 @@ def described(support: str) -> str:
     if name in ("interval", "integerinterval") and len(bounds) == 2:
         return f"{bounds[0]} .. {bounds[1]}"
     return name
+
+
+def refuse_outside(runner: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse a prepared batch whose values lie outside their sites' support, naming `where` the rows come from.
+
+    `runner` is an engine or a trained program: a density there is not defined, whatever number comes out.
+    """
+    try:
+        runner.refuse_outside(arrays)
+    except ProbgenError as error:
+        raise ProbgenError(f"{where}: {error}") from error

@@ -82,6 +82,9 @@ class LinearGaussian:
     def posterior_mean(self, arrays):
         return (arrays["x"] - self.mean(arrays)) @ self.W @ self.V / self.s**2
 
+    def refuse_outside(self, arrays):
+        """Every real number is in the support."""
+
     def posterior(self, arrays, draws, seed):
         self.calls.append(draws * len(arrays["x"]))
         noise = np.random.default_rng(seed).normal(size=(draws, len(arrays["x"]), self.Z))
@@ -131,6 +134,9 @@ class NormalMean:
 
     def log_weights(self, arrays, k, seed):
         return normal_log_prob(arrays["x"], self.theta(k, seed)[:, None], self.s)
+
+    def refuse_outside(self, arrays):
+        """Every real number is in the support."""
 
     def posterior(self, arrays, draws, seed):
         log_p = self.log_weights(arrays, draws, seed)

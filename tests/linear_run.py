@@ -38,6 +38,9 @@ class LinearTrained:
     def decode(self, latents, n, seed, arrays):
         return {"x": self._mean(latents["z"])}
 
+    def refuse_outside(self, arrays):
+        """Every real number is in the support."""
+
     def posterior(self, arrays, draws, seed):
         mean = self._encode(arrays["x"])
         noise = np.random.default_rng(seed).normal(size=(draws, *mean.shape))

@@ -21,6 +21,7 @@ from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
 from probgen.feed import evaluation_batches
 from probgen.sites import arrays_of
+from probgen.supports import refuse_outside
 
 __all__ = ["evaluate"]
 
@@ -65,6 +66,7 @@ def evaluate(
     parts, notes = _parts(trained, preparation, spec, k)
     size = min(ROWS, len(rows), particles(structure))
     for i, (indices, arrays, log_jacobian) in enumerate(evaluation_batches(rows, preparation, size, seed)):
+        refuse_outside(trained, arrays, rows.where)
         batch = Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
         for part in parts:
             part.add(batch)

@@ -88,6 +88,12 @@ class Engine:
                 state["average"] = jax.tree.map(lambda a: jnp.array(a, copy=True), params)
             return jax.device_put(jax.tree.map(jnp.asarray, state), self._device)
 
+    def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse rows that lie outside the support of the site that observes them."""
+        with self._scope(training=False):
+            values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
+            refuse_out_of_support(*callables(self.program), as_jax(arrays), values, arrays)
+
     def weights(self, state: State) -> dict[str, np.ndarray]:
         """Unconstrained parameters (averaged if `ema`) and buffers, every array under its name."""
         params = state.get("average", state["params"])

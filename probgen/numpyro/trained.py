@@ -21,6 +21,7 @@ from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepa
 from probgen.numpyro.modes import mode
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
+from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import as_jax, callables, log_density
 from probgen.program import Program, Site, rows_of
 
@@ -97,6 +98,11 @@ class Trained:
         """The networks' weights as trees, by the name they are registered under."""
         suffix = "$params"
         return {n.removesuffix(suffix): v for n, v in self._constrained.items() if n.endswith(suffix)}
+
+    def refuse_outside(self, arrays: Arrays) -> None:
+        """Refuse rows that lie outside the support of the site that observes them."""
+        with self._scope():
+            refuse_out_of_support(self._model, self._guide, as_jax(arrays), self._values, arrays)
 
     # -- draws of the model --------------------------------------------------------------------------------------
 
@@ -182,9 +188,8 @@ class Trained:
 
     def log_joint(self, arrays: Arrays, latents: Arrays, seed: int) -> tuple[dict, dict]:
         """Log densities of model and guide at given latents by site: [B] for local sites, scalars for global ones."""
-        given = {n: self._rows_back(v, n) for n, v in as_jax(latents).items()}
 
-        def run(values: Any, key: jax.Array, arrays: Arrays) -> tuple[dict, dict]:
+        def run(values: Any, key: jax.Array, arrays: Arrays, given: Arrays) -> tuple[dict, dict]:
             guide = substitute(self._guide, data=given)
             found = terms.run(
                 key, values, substitute(self._model, data=given), guide, (), arrays, self._rows, sum_out=False
@@ -196,7 +201,8 @@ class Trained:
             )
 
         with self._scope():
-            return _numpy(run(self._values, jax.random.key(seed), as_jax(arrays)))
+            given = {n: self._rows_back(v, n) for n, v in as_jax(latents).items()}
+            return _numpy(jax.jit(run)(self._values, jax.random.key(seed), as_jax(arrays), given))
 
     # -- means ---------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, log_weights, make_plan, owned, row_dim
 from probgen.pyro.leaves import collect, start_values
+from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
@@ -121,6 +122,12 @@ class Trained:
         if not self.structure.states_rows:
             return contextlib.nullcontext()
         return whole_plates(self.structure.data_plates, rows)
+
+    def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse rows that lie outside the support of the site that observes them."""
+        with self._quiet(0):
+            batch = self._tensors(arrays)
+            refuse_out_of_support(self._model, self._guide, batch, lambda: batch, 0)
 
     def _refuse_other_rows(self, arrays: Mapping[str, np.ndarray]) -> None:
         """An autoguide with one value per training row says nothing of others."""
