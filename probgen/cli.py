@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -137,14 +138,15 @@ def _show(words: list[str]) -> int:
     line.add("--dot", str, "write the plate diagram to this file, as graphviz source")
     _add_model_options(line, model)
     given = line.parse(words)
+    target = _target("--dot", given.get("dot"))
     data, program = _loaded(model, given)
     from probgen.show import show
 
     description = show(program, data)
     print(description)
-    if "dot" in given:
-        Path(given["dot"]).write_text(description.dot, encoding="utf-8")
-        print(f"\n{given['dot']}")
+    if target is not None:
+        target.write_text(description.dot, encoding="utf-8")
+        print(f"\n{target}")
     return 0
 
 
@@ -175,7 +177,7 @@ def _fit(words: list[str]) -> int:
     line.add("--out", str, "the run's folder (default: runs/MODEL-N)")
     _add_ending(line)
     _add_model_options(line, model)
-    given = line.parse(words)
+    given = _with_ending(line.parse(words))
     data, program = _loaded(model, given)
     recipe = {name: given[name] for name in _RECIPE if name in given}
     if "by" in given:
@@ -194,7 +196,7 @@ def _resume(words: list[str]) -> int:
     line = _line(f"resume {path or 'RUN'}")
     line.add("--data", str, "the data, where they have moved")
     _add_ending(line)
-    given = line.parse(words)
+    given = _with_ending(line.parse(words))
     from probgen.fit import resume
 
     run = resume(Path(path), data=_data(given["data"]) if "data" in given else None)
@@ -204,6 +206,13 @@ def _resume(words: list[str]) -> int:
 def _add_ending(line: CommandLine) -> None:
     line.add("--no-report", bool, "stop after fitting: no evaluation, no report")
     line.add("--k", int, "importance samples of the evaluation (default: 1000)")
+
+
+def _with_ending(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, unless the numbers after the fit could not be had: that is said before it begins."""
+    if given.get("k", 1000) < 2:
+        raise ProbgenError(f"`k` is {given['k']}, and an error estimate needs at least 2 importance samples")
+    return given
 
 
 def _ending(run: Run, data: Data, given: dict[str, Any]) -> int:
@@ -232,6 +241,7 @@ def _sample(words: list[str]) -> int:
     line.add("--prior", bool, "take global latents from the model, not from the posterior")
     line.add("--out", str, "the file of the draws (default: RUN/samples.npz)")
     options = line.parse(words)
+    target = _target("--out", options.get("out"), ".npz")
     run, number = _opened(path), options.get("number", 64)
     values = run.sample(
         number,
@@ -241,7 +251,7 @@ def _sample(words: list[str]) -> int:
     )
     for name, value in values.items():
         print(f"{name}: {' x '.join(str(n) for n in value.shape)}")
-    for written in _write_samples(run, values, options.get("out")):
+    for written in _write_samples(run, values, target):
         print(written)
     return 0
 
@@ -394,15 +404,28 @@ def _assignments(text: str) -> dict[str, Any]:
         raise ProbgenError(f"--given must be like 'y=3' or 'y=3, w=[0.1, 0.2]', not {text!r}") from None
 
 
-def _write_samples(run: Run, values: dict[str, Any], out: str | None) -> list[Path]:
+def _target(flag: str, text: str | None, ending: str = "") -> Path | None:
+    """The file that an option names, which can be written; said before anything is computed."""
+    if text is None:
+        return None
+    path = Path(text).expanduser()
+    if ending and path.suffix != ending:
+        raise ProbgenError(f"{flag} must be a file that ends in {ending}, not {text}")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ProbgenError(f"{flag} {text} {what}: name a file in a folder that there is")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ProbgenError(f"{flag} {text} cannot be written: name a file where you may write")
+    return path
+
+
+def _write_samples(run: Run, values: dict[str, Any], out: Path | None) -> list[Path]:
     """The draws as arrays, and beside those in the run's folder a picture of draws; the paths written."""
     import numpy as np
 
     if out is not None:
-        if Path(out).suffix != ".npz":
-            raise ProbgenError(f"--out must be a file that ends in .npz, not {out}")
         np.savez(out, **values)
-        return [Path(out)]
+        return [out]
     from probgen.pictures import detached, samples
 
     with run.folder.writer():

@@ -7,6 +7,8 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,16 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from probgen.blame import blaming
 from probgen.data import Data, load_data
 from probgen.errors import ProbgenError
 from probgen.feed import Feed, evaluation_batches
 from probgen.folder import Folder
 from probgen.interrupts import Interrupts
+from probgen.options import conforming, wanted
 from probgen.prepare import Preparation
 from probgen.program import Program, backend_of
 from probgen.progress import Progress
 from probgen.run import Run, described, loss_text, write_description
 from probgen.schedules import Schedule
+from probgen.supports import refuse_outside
 
 COMPILE_PAYS_FROM = 16_000  # steps of a small program on a CPU: about 12 s of compiling, 0.8 ms saved a step
 SAVE_EVERY = 15.0  # seconds between checkpoints
@@ -65,13 +70,19 @@ class Options:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for name, annotation in _KINDS.items():
+            value = conforming(getattr(self, name), annotation)
+            if value is Ellipsis:
+                raise ProbgenError(f"`{name}` must be {wanted(annotation)}, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
         for name, ok, words in (
             ("steps", self.steps >= 0, "0 or more"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more, and below 2**63"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1, or None for all rows"),
             ("clip", self.clip is None or self.clip > 0, "positive"),
             ("ema", self.ema is None or 0 <= self.ema < 1, "between 0 and 1"),
             ("patience", self.patience is None or self.patience >= 1, "at least 1"),
-            ("lr", not isinstance(self.lr, int | float) or self.lr > 0, "positive"),
+            ("lr", _is_rate(self.lr), "a positive number, or a mapping of such by player"),
         ):
             if not ok:
                 raise ProbgenError(f"`{name}` is {getattr(self, name)!r}: it must be {words}")
@@ -79,6 +90,19 @@ class Options:
             raise ProbgenError(
                 f"`schedule` must be a function of the step, e.g. Cosine(1, 0, 5000), not {self.schedule!r}"
             )
+
+
+_KINDS = {
+    "steps": int, "batch_size": int | None, "clip": float | None, "ema": float | None, "patience": int | None,
+    "seed": int, "device": str, "precision": str, "compile": bool,
+}  # fmt: skip
+
+
+def _is_rate(lr: Any) -> bool:
+    if isinstance(lr, Mapping):
+        return bool(lr) and all(map(_is_rate, lr.values()))
+    number = conforming(lr, float)
+    return callable(lr) if number is Ellipsis else 0 < number < math.inf
 
 
 def fit(
@@ -170,20 +194,17 @@ def _options(
         raise ProbgenError("give `steps` or `epochs`, not both")
     if steps is None:
         epochs = 100 if epochs is None else epochs
+        if conforming(epochs, float) is Ellipsis or not 0 <= epochs < math.inf:
+            raise ProbgenError(f"`epochs` is {epochs!r}: it must be a number, 0 or more")
         batch = recipe.get("batch_size", 128)
         rows = len(data.train)
         per_epoch = max(1, rows // min(batch or rows, rows)) if rows else 1
         steps = round(epochs * per_epoch)
     if compile not in (True, False, "auto"):
         raise ProbgenError(f'`compile` must be True, False or "auto", not {compile!r}')
-    options = Options(steps=int(steps), **recipe)
-    cuda = options.device.startswith("cuda") or (options.device == "auto" and _has_cuda(program))
+    options = Options(steps=int(steps) if isinstance(steps, float) and steps.is_integer() else steps, **recipe)
+    cuda = options.device.startswith("cuda") or (options.device == "auto" and backend_of(program).has_cuda())
     return replace(options, compile=(cuda or options.steps >= COMPILE_PAYS_FROM) if compile == "auto" else compile)
-
-
-def _has_cuda(program: Program) -> bool:
-    backend = backend_of(program)
-    return backend.has_cuda() if hasattr(backend, "has_cuda") else False
 
 
 def _resumed(
@@ -205,8 +226,8 @@ def _resumed(
         raise ProbgenError(f"{out} was trained on other data ({run.config['data']['name']}): resume it with those")
     if loss_text(program) != run.config["by"]:
         raise ProbgenError(f"{out} was trained by {run.config['by']}: resume it by the same, not by {program.by!r}")
-    kept = run.config["options"]
-    options = Options(**{**kept, "schedule": _schedule(kept["schedule"])})
+    kept = run.options
+    options = run.read("options", lambda kept: Options(**{**kept, "schedule": _schedule(kept["schedule"])}))
     if steps is not None or epochs is not None:
         options = replace(options, steps=_options(program, data, steps, epochs, asdict(options), options.compile).steps)
     if run.finished and options.steps <= kept["steps"]:
@@ -234,21 +255,30 @@ class _Fit:
         self.folder: Folder | None = None
         self.preparation = Preparation.of(program.prepare, data)
         self.feed = Feed(data.train, self.preparation, options.batch_size, options.seed)
-        self.engine = backend_of(program).Engine(program, program.by, self.feed, options)
+        with self._told():
+            self.engine = backend_of(program).Engine(program, program.by, self.feed, options)
         self.per_epoch = max(1, self.feed.steps_per_epoch // getattr(self.engine, "batches_per_step", 1))
-        self.validation = self._validation()
+        with self._told():
+            self.validation = self._validation()
         self.progress = Progress(program.origin.name, options.steps, progress)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"loss": None, "since": 0, "stopped": False}
         self.best_weights: dict[str, np.ndarray] | None = None
         self.seconds, self.saved_at = 0.0, time.monotonic()
 
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, what the program's own code raises is told in one sentence."""
+        return blaming(self.program, self.data.train.shapes())
+
     def _validation(self) -> list[dict[str, np.ndarray]]:
         rows = self.data.valid
         if not len(rows):
             return []
         size = min(VALIDATION_BATCH, len(rows), max(self.feed.batch_size, VALIDATION_BATCH))
-        return [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
+        batches = [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
+        for arrays in batches:
+            refuse_outside(self.engine, arrays, f"the valid rows of {rows.where}")
+        return batches
 
     def run(self, folder: Folder | None, resume: bool = False) -> Run:
         """Train from the start, or from the folder's last checkpoint, to the last step."""
@@ -268,14 +298,19 @@ class _Fit:
             self.folder.truncate_metrics(0)
             return self.engine.start(), 0, {}
         _, arrays, info = found
+        state, partial = self._restored(arrays)
         self.folder.truncate_metrics(info["row_step"])
         self.rows, self.best, self.seconds = self.folder.metrics(), info["best"], info["seconds"]
         best = {name.removeprefix("best/"): a for name, a in arrays.items() if name.startswith("best/")}
         self.best_weights = best or None
+        self._describe()  # the number of steps may have grown
+        return state, info["step"], partial
+
+    def _restored(self, arrays: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, list[float]]]:
+        """The engine's state in a checkpoint, and the metrics of the steps since its last row."""
         partial = {n.removeprefix("partial/"): list(a) for n, a in arrays.items() if n.startswith("partial/")}
         state = {n.removeprefix("state/"): a for n, a in arrays.items() if n.startswith("state/")}
-        self._describe()  # the number of steps may have grown
-        return self.engine.restore(state), info["step"], partial
+        return self.engine.restore(state), partial
 
     def _describe(self) -> None:
         """What the folder says of the run before its first step."""
@@ -334,8 +369,9 @@ class _Fit:
         while step < end:
             last, began = min(step + piece, end), time.monotonic()
             before = state
-            state, metrics = self.engine.advance(state, step, last)
-            self._refuse_nan(before, step, metrics["loss"])
+            with self._told():
+                state, metrics = self.engine.advance(state, step, last)
+            self._refuse_nan(before, step, metrics)
             for name, values in metrics.items():
                 partial.setdefault(name, []).extend(float(v) for v in values)
             took = max(time.monotonic() - began, 1e-6)
@@ -347,15 +383,37 @@ class _Fit:
                 return state, step, True
         return state, step, False
 
-    def _refuse_nan(self, before: Any, first: int, losses: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if not len(bad):
+    def _refuse_nan(self, before: Any, first: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Stop at the first step whose loss is not finite or whose gradient is NaN; `before` is the state at `first`."""
+        finite = np.isfinite(metrics["loss"])
+        sound = finite & ~np.isnan(metrics["grad_norm"])
+        if sound.all():
             return
-        step = first + int(bad[0])
+        step = first + int(np.argmin(sound))
         if step > first:
             before, _ = self.engine.advance(before, first, step)
-        kept = f"; the checkpoint before it is in {self.folder.path}" if self.folder is not None else ""
-        raise ProbgenError(f"training stopped: {self.engine.diagnose(before, step)}{kept}")
+        said = self.engine.diagnose(before, step)
+        good = step if finite[step - first] else step - 1  # the last state whose loss is known to be finite
+        raise ProbgenError(f"training stopped: {said}{self._keep(good)}")
+
+    def _keep(self, good: int) -> str:
+        """Save the state of the step `good`, gone to from the last checkpoint, and say so."""
+        if self.folder is None:
+            return ""
+        if good < 0:
+            return "; it never was, so there is no checkpoint"
+        found = self.folder.last_checkpoint()
+        step, (state, partial) = (0, (self.engine.start(), {})) if found is None else (
+            found[2]["step"], self._restored(found[1])
+        )  # fmt: skip
+        if good > step:
+            state, metrics = self.engine.advance(state, step, good)
+            partial = {name: [*partial.get(name, ()), *map(float, values)] for name, values in metrics.items()}
+        if good > step or found is None:
+            self.rows = [row for row in self.rows if row["step"] <= good]
+            since = good - (self.rows[-1]["step"] if self.rows else 0)
+            self._save(state, good, {name: values[len(values) - since :] for name, values in partial.items()})
+        return f"; the last good checkpoint, of step {max(good, step)}, is in {self.folder.path}"
 
     def _row(self, state: Any, step: int, partial: dict[str, list[float]]) -> None:
         """One line of the curves: means over the chunk, and the validation loss after it."""
@@ -363,7 +421,8 @@ class _Fit:
         row |= {name: float(np.mean(values)) for name, values in partial.items()}
         row["lr"] = self._lr(step - 1)
         if self.validation:
-            row["valid_loss"] = self.engine.loss_on(state, self.validation, self.options.seed)
+            with self._told():
+                row["valid_loss"] = self.engine.loss_on(state, self.validation, self.options.seed)
             self._judge(state, row["valid_loss"])
         row["seconds"] = round(self.seconds, 3)
         self.rows.append(row)

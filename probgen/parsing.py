@@ -131,6 +131,12 @@ class CommandLine:
             value = words[words.index(flag) + 1] if flag in words else got.group(1) if got else "that"
             return f"{self.name}: {flag} must be {wanted(self.annotations[flag])}, not {value!r}"
         said = " ".join(text.split())
+        unknown = re.search(r"Option '([\w.-]+)' is not accepted", said)
+        if unknown and "--config" in words:
+            known = [each[2:] for each in self.annotations if each.startswith("--")]
+            name = unknown.group(1)
+            file = words[words.index("--config") + 1]
+            return f"{file}: {self.name} has no option {name!r}{did_you_mean(name, known)}"
         if "--config" in words and "config" in said:
             return f"{words[words.index('--config') + 1]} is not a YAML file of options: {said}"
         return f"{self.name}: {said}"

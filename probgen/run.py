@@ -11,21 +11,23 @@ from __future__ import annotations
 import importlib.metadata
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from probgen import zoo
+from probgen.blame import blaming
 from probgen.data import as_rows, load_data
 from probgen.errors import ProbgenError
-from probgen.folder import SOURCE, Folder
+from probgen.folder import CONFIG, SOURCE, Folder
 from probgen.prepare import Preparation
-from probgen.program import Origin, Program, Structure, backend_of
-from probgen.rows import ArraySpec
+from probgen.program import Origin, Program, Structure, backend_of, needed
+from probgen.rows import ArraySpec, Specs
 from probgen.weights import load as load_arrays
 from probgen.weights import save as save_arrays
 
@@ -37,7 +39,13 @@ EXAMPLE, EVALUATION, POSTERIOR = "example.safetensors", "evaluation.json", "post
 _REPEATED = (
     "steps", "batch_size", "lr", "optimizer", "schedule", "clip", "ema", "patience", "seed", "precision", "device", "compile",
 )  # fmt: skip
+_PARTS = {
+    "name": (), "program": ("name", "path", "options", "seed"), "by": (), "by_given": (), "spec": (), "prepare": (),
+    "data": ("name", "source", "fingerprint", "rows"), "options": _REPEATED,
+}  # fmt: skip
 _PACKAGES = ("probgen", "numpy", "torch", "pyro-ppl", "jax", "numpyro")
+
+T = TypeVar("T")
 
 
 def described(
@@ -114,7 +122,7 @@ class Run:
         self.config, self.folder = dict(config), folder
         self._evaluation: dict[str, Any] | None = None
         if data is not None:
-            self.spec = dict(data.spec)
+            self.spec = data.spec
 
     @classmethod
     def open(cls, path: str | Path, program: Program | None = None) -> Run:
@@ -125,7 +133,23 @@ class Run:
             raise ProbgenError(
                 f"{path} has format {config.get('format')!r} where this probgen reads {FORMAT}: install a newer probgen"
             )
-        return cls(program, config, None, None, folder.metrics(), folder=folder)
+        run = cls(program, config, None, None, folder.metrics(), folder=folder)
+        for part, keys in _PARTS.items():
+            run.read(part, lambda value, keys=keys: [value[key] for key in keys])
+        return run
+
+    def read(self, part: str, make: Callable[[Any], T]) -> T:
+        """What `make` makes of a part of `config.yaml`; raises ProbgenError where that is not what `fit` wrote."""
+        where = "the configuration" if self.path is None else self.path / CONFIG
+        try:
+            return make(self.config[part])
+        except ProbgenError as error:
+            raise ProbgenError(f"{where}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ProbgenError(
+                f"{where} is not what a fit writes: `{part}` is missing or has another form; restore it from a copy, "
+                "or fit again"
+            ) from error
 
     # -- what it is -----------------------------------------------------------------------------------------------
 
@@ -174,20 +198,20 @@ class Run:
     def spec(self) -> dict[str, ArraySpec]:
         """What the data's arrays look like."""
         means = {n.removeprefix("mean/"): a for n, a in self._beside.items() if n.startswith("mean/")}
-        specs = {name: ArraySpec.from_json(spec) for name, spec in self.config["spec"].items()}
-        return {name: replace(spec, mean=means.get(name)) for name, spec in specs.items()}
+        specs = self.read("spec", lambda kept: {name: ArraySpec.from_json(spec) for name, spec in kept.items()})
+        return Specs({name: replace(spec, mean=means.get(name)) for name, spec in specs.items()})
 
     @cached_property
     def _beside(self) -> dict[str, np.ndarray]:
         """What lies in the folder beside the weights: an example batch and the means of the data."""
-        if self.folder is None or EXAMPLE not in self.folder:
+        if self.folder is None:
             return {}
         return load_arrays(self.folder.read_bytes(EXAMPLE), self.folder.path / EXAMPLE)[0]
 
     @cached_property
     def preparation(self) -> Preparation:
         """What was done to the raw values, with its constants."""
-        return Preparation.from_json(self.config["prepare"])
+        return self.read("prepare", Preparation.from_json)
 
     @property
     def data(self) -> Data | None:
@@ -244,15 +268,16 @@ class Run:
             weights = self.folder.weights()
         if example is None:
             example = {n.removeprefix("example/"): a for n, a in self._beside.items() if n.startswith("example/")}
-        return backend_of(self.program).Trained(
-            self.program,
-            weights,
-            example,
-            rows=self.config["data"]["rows"]["train"],
-            device="cpu",
-            precision=self.options["precision"],
-            seed=self.options["seed"],
-        )
+        with self._told():
+            return backend_of(self.program).Trained(
+                self.program,
+                weights,
+                example,
+                rows=self.config["data"]["rows"]["train"],
+                device="cpu",
+                precision=self.options["precision"],
+                seed=self.options["seed"],
+            )
 
     @property
     def structure(self) -> Structure:
@@ -294,13 +319,15 @@ class Run:
 
         if sampler is not None:
             raise ProbgenError("a sampler needs a program with a denoiser: this one is sampled by running it")
-        return sample(self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior)
+        with self._told():
+            return sample(self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior)
 
     def posterior(self, data: Any = None, draws: int = 100, rows: int = 1000, seed: int = 0) -> Any:
         """Draws of the latents given rows of data, as ArviZ groups; kept as `posterior.nc` if there is a folder."""
         from probgen.posterior import posterior
 
-        tree = posterior(self.trained, self.preparation, self._rows_of(data), draws=draws, max_rows=rows, seed=seed)
+        with self._told():
+            tree = posterior(self.trained, self.preparation, self._rows_of(data), draws=draws, max_rows=rows, seed=seed)
         if self.folder is not None:
             with self.folder.writer():
                 self.folder.write_with(POSTERIOR, lambda path: tree.to_netcdf(path))
@@ -311,7 +338,8 @@ class Run:
         from probgen.evaluate import evaluate
 
         rows = self._rows_of(data)
-        numbers = evaluate(self.trained, self.preparation, rows, self.spec, k=k, seed=seed, split=self._split(rows))
+        with self._told():
+            numbers = evaluate(self.trained, self.preparation, rows, self.spec, k=k, seed=seed, split=self._split(rows))
         self._evaluation = numbers
         if self.folder is not None:
             with self.folder.writer():
@@ -346,7 +374,18 @@ class Run:
         data = self.data if data is None else data
         if data is None:
             raise ProbgenError("the data of this run cannot be found again: give them, e.g. run.evaluate(data.test)")
-        return as_rows(data, like=self.spec)
+        rows = as_rows(data, like=self.spec)
+        missing = [name for name in needed(self.program.model, self.structure.arrays) if name not in rows]
+        if missing:
+            raise ProbgenError(
+                f"the program needs the array {missing[0]!r}, and {rows.where} has {', '.join(map(repr, rows.names))}: "
+                "name the arrays as those that the run was fitted on"
+            )
+        return rows
+
+    def _told(self) -> AbstractContextManager[None]:
+        """Inside, what the program's own code raises is told in one sentence."""
+        return blaming(self.program, {name: spec.shape for name, spec in self.spec.items()})
 
     def _split(self, rows: Any) -> str | None:
         splits = () if self.data is None else ("train", "valid", "test")
@@ -380,11 +419,11 @@ def _rebuilt(folder: Folder, config: Mapping[str, Any], spec: Mapping[str, Array
     zoo_paths = {model.name: model.path for model in zoo.list_models()}
     path = zoo_paths.get(kept["name"])
     if path is None or not folder.source_matches(path):
-        path = folder.verified(SOURCE) if SOURCE in folder else None
-        if path is None:
+        if kept["path"] is None:
             raise ProbgenError(
                 f"{folder.path} keeps no program (it was written in a notebook): Run.open(path, program=program)"
             )
+        path = folder.verified(SOURCE)
         warnings.warn(f"building the program from {path}, the copy kept with the run", stacklevel=3)
     program = zoo.build(path, spec, kept["seed"], kept["options"])
     program = _named(program, kept)
