@@ -29,6 +29,7 @@ from probgen.numpyro.leaves import QUICK, collect, prepared
 from probgen.numpyro.modes import mode
 from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers, refuse_unguided
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
+from probgen.supports import refuse_shape
 
 PARTS = ("sample", "deterministic")
 
@@ -56,6 +57,9 @@ def structure_of(
     batch = rows_of(arrays)
     p, q = _abstract_pair(model, guide, arrays, params)
     refuse_unguided(p, q)
+    for name, site in p.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            refuse_shape(name, tuple(jnp.shape(site["value"])), tuple(site["fn"].shape()), site["fn"].event_dim)
     sizes = _plate_sizes(p, q)
     _refuse_self_subsampling(sizes, batch, rows or batch)
     # An autoguide remembers the plates of its first batch, so it is not asked again.

@@ -26,15 +26,20 @@ from probgen.program import Structure
 class Run:
     """Guide and model run once against each other.
 
-    `rows` are the plates that hold one row each; `summed` says whether latents are enumerated, and then the traces
-    are packed (see `enumeration.py`).
+    `rows` are the plates that hold one row each. Where latents are enumerated (`summed`), the traces `p` and `q` are
+    packed (see `enumeration.py`), and `plain` are those of a run that drew them.
     """
 
     p: Trace
     q: Trace
     buffers: Mapping[str, Any]
     rows: frozenset[str]
-    summed: bool
+    plain: tuple[Trace, Trace]
+
+    @property
+    def summed(self) -> bool:
+        """Whether latents are enumerated."""
+        return self.p is not self.plain[0]
 
     @property
     def latents(self) -> list[str]:
@@ -88,13 +93,12 @@ def run(
 ) -> Run:
     """Run the guide and the model against it; latents marked for enumeration are enumerated where `sum_out`."""
     p, q, buffers = run_pair(key, params, model, guide, args, kwargs)
-    summed = sum_out and any(enumerated(s) for tr in (p, q) for s in tr.values() if drawn(s))
-    rows = row_plates(p) if rows is None else rows
-    if summed:
+    plain = (p, q)
+    if sum_out and any(enumerated(s) for tr in plain for s in tr.values() if drawn(s)):
         from probgen.numpyro.enumeration import packed_pair
 
-        p, q, buffers = packed_pair(key, params, model, guide, args, kwargs, (p, q))
-    return Run(p, q, buffers, rows, summed)
+        p, q, buffers = packed_pair(key, params, model, guide, args, kwargs, plain)
+    return Run(p, q, buffers, row_plates(plain[0]) if rows is None else rows, plain)
 
 
 def drawn(site: Mapping[str, Any]) -> bool:
@@ -170,8 +174,9 @@ def per_datum(run: Run, terms: Mapping[str, jax.Array]) -> jax.Array:
 
 def exact_kl(run: Run, model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple:
     """The sites whose KL may be taken in closed form (`Structure.analytic_kl`)."""
-    found = parents(model, kwargs, params, run.p, args)
-    structure = Structure(model=sites(run.p, (), found), guide=sites(run.q, (), {}))
+    p, q = run.plain
+    found = parents(model, kwargs, params, p, args)
+    structure = Structure(model=sites(p, (), found), guide=sites(q, (), {}))
     hidden = set(structure.enumerated)
     return tuple(n for n in structure.analytic_kl() if not hidden & set(found.get(n, ())))
 

@@ -202,7 +202,7 @@ class Trained:
 
         with self._scope():
             given = {n: self._rows_back(v, n) for n, v in as_jax(latents).items()}
-            return _numpy(jax.jit(run)(self._values, jax.random.key(seed), as_jax(arrays), given))
+            return _numpy(self._jit("log_joint", run)(self._values, jax.random.key(seed), as_jax(arrays), given))
 
     # -- means ---------------------------------------------------------------------------------------------------
 
