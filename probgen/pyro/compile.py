@@ -17,11 +17,12 @@ from pyro.infer import trace_elbo, trace_mean_field_elbo, tracegraph_elbo
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 
 def traced(step: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
     """The graph of `step`, a function of tensors alone; draws no number from the caller's generators."""
-    with torch.random.fork_rng(), _readable_losses(), pyro.validation_enabled(False), torch.no_grad():
+    with torch.random.fork_rng(), _readable(), pyro.validation_enabled(False), torch.no_grad(), _OneHot():
         graph = make_fx(step)(*inputs)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -35,9 +36,24 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor], cuda: bool = False) ->
         return torch._inductor.compile(graph, list(inputs), options=config)
 
 
+class _OneHot(TorchFunctionMode):
+    """While tracing, `one_hot` with a stated number of classes does not look at its labels."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.one_hot:
+            labels, classes = (*args, *kwargs.values())[:2] if len(args) + len(kwargs) > 1 else (args[0], -1)
+            if classes > 0:
+                return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(torch.int64)
+        return func(*args, **kwargs)
+
+
 @contextlib.contextmanager
-def _readable_losses() -> Iterator[None]:
-    """While tracing, stock ELBOs hold a detached tensor where they would read a float, and skip NaN warnings."""
+def _readable() -> Iterator[None]:
+    """While tracing, stock ELBOs hold a detached tensor where they would read a float, and nothing checks values.
+
+    Distributions made before the trace (a prior in a closure, a `PyroSample`) carry a validation of their own.
+    """
 
     def detached(value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value
@@ -46,11 +62,14 @@ def _readable_losses() -> Iterator[None]:
         return None
 
     modules = (trace_elbo, trace_mean_field_elbo, tracegraph_elbo)
-    saved = [(m, name, getattr(m, name)) for m in modules for name in ("torch_item", "warn_if_nan") if hasattr(m, name)]
+    replaced = [(m, "torch_item", detached) for m in modules] + [(m, "warn_if_nan", silent) for m in modules]
+    replaced = [(m, name, new) for m, name, new in replaced if hasattr(m, name)]
+    replaced.append((torch.distributions.Distribution, "_validate_sample", silent))
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
-        for module, name, _ in saved:
-            setattr(module, name, detached if name == "torch_item" else silent)
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
         yield
     finally:
-        for module, name, original in saved:
-            setattr(module, name, original)
+        for owner, name, original in saved:
+            setattr(owner, name, original)

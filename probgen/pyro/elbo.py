@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from probgen.errors import ProbgenError
-from probgen.program import Structure
+from probgen.program import Site, Structure
 from probgen.pyro.enumeration import enumerated_traces, expected_terms, marginal_per_datum
 from probgen.pyro.loss import Loss, scheduled
 from probgen.pyro.trace import plan_structure, rows_stood_for
+from probgen.schedules import refuse_other
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Bound(Loss, pyro.infer.ELBO):
     """What ELBO and IWAE share: the look at the program, and the PPL's own interface."""
 
     def __init__(self, num_particles: int) -> None:
-        if num_particles < 1:
-            raise ProbgenError(f"num_particles must be at least 1, not {num_particles}")
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ProbgenError(f"num_particles must be a whole number, at least 1, not {num_particles!r}")
         pyro.infer.ELBO.__init__(self, num_particles=num_particles)
         self._plans: dict[tuple, tuple[Any, Any, Plan]] = {}
 
@@ -114,6 +115,7 @@ class ELBO(Bound):
     def __init__(self, num_particles: int = 1, beta: Any = 1.0, free_bits: Any = 0.0, kl: str = "analytic") -> None:
         if kl not in ("analytic", "sampled"):
             raise ProbgenError(f'kl must be "analytic" or "sampled", not {kl!r}')
+        refuse_other("ELBO", beta=beta, free_bits=free_bits)
         super().__init__(num_particles)
         self.beta, self.free_bits, self.kl = beta, free_bits, kl
 
@@ -226,13 +228,18 @@ def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple,
     )
     return Plan(
         structure=structure,
-        analytic=frozenset(name for name in structure.analytic_kl() if not structure.guide[name].delta),
+        analytic=frozenset(name for name in structure.analytic_kl() if _has_pathwise_kl(structure.guide[name])),
         enumerates=enumerates,
         tiles=tiles,
         shares=any(site.role == "latent" and not site.local for site in sites),
         depth=depth,
         owners={name: _owner(name, structure) for name in structure.guide if name not in structure.model},
     )
+
+
+def _has_pathwise_kl(site: Site) -> bool:
+    """Not a `Delta`, whose KL in Pyro drops the log-Jacobian, nor a draw that needs its score-function gradient."""
+    return site.reparametrised and not site.delta
 
 
 def _owner(name: str, structure: Structure) -> str:

@@ -186,7 +186,7 @@ def _assemble(params: dict[str, Tensor], constraints: dict[str, Any], seen: list
                     leaves.places.setdefault(name, []).append((module._buffers, key))
             if isinstance(module, nn.RNNBase):
                 leaves.recurrent.append(module)
-    for name, tensor in params.items():
+    for name, tensor in sorted(params.items()):  # by name: an autoguide makes its own in no fixed order
         if name not in leaves.aliases:
             (leaves.params if tensor.requires_grad else leaves.buffers)[name] = tensor
     return leaves

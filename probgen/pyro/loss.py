@@ -191,8 +191,7 @@ class StockGradients(Stock):
             loss = TraceGraph_ELBO.loss_and_grads(self.elbo, model, guide, *args, **arrays)
         finally:
             torch.Tensor.backward = backward
-        surrogate = sum(surrogates)
-        return loss + (surrogate - surrogate.detach())
+        return loss + sum(surrogate - surrogate.detach() for surrogate in surrogates)
 
 
 def as_loss(by: Any) -> Loss:

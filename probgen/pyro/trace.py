@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
+from probgen.supports import refuse_shape
 
 
 def bound(fn: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -150,6 +151,9 @@ def plan_structure(
     """
     q, p = _run_pair(model, guide, args, kwargs, seed)
     _refuse_unguided(p, q)
+    for name, site in p.nodes.items():
+        if is_sample(site) and site["is_observed"] and isinstance(site["value"], Tensor):
+            refuse_shape(name, tuple(site["value"].shape), tuple(site["fn"].shape()), site["fn"].event_dim)
     data_plates, follow = _data_plates(model, guide, args, kwargs, _frames(q) | _frames(p), seed)
     with forked(seed):
         found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
