@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.ops.provenance import eval_provenance
 
-from probgen.numpyro.trace import log_density, run_pair
+from probgen.numpyro.trace import Trace, log_density, run_pair
 
 
 def diagnose(
@@ -36,9 +38,14 @@ def diagnose(
 
 def _site(key: jax.Array, params: Mapping[str, Any], engine: Any, arrays: Mapping[str, Any]) -> str:
     """The first site whose value or log density is not finite, guide before model."""
-    with numpyro.validation_enabled(False):
+
+    def run(**params: Any) -> dict[str, Trace]:
         p, q, _ = run_pair(key, params, engine.model, engine.guide, (), arrays)
-    for where, trace in (("guide", q), ("model", p)):
+        return {"guide": q, "model": p}
+
+    with numpyro.validation_enabled(False):
+        traces = run(**params)
+    for where, trace in traces.items():
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
@@ -47,8 +54,21 @@ def _site(key: jax.Array, params: Mapping[str, Any], engine: Any, arrays: Mappin
             with numpyro.validation_enabled(False):
                 density = log_density(site)
             if _broken(density):
-                return f"; the first such density is that of the site {name!r} in the {where}"
+                own = functools.partial(_density, run, where, name)
+                return f"; the first such density is that of the site {name!r} in the {where}{_entering(own, params)}"
     return ""
+
+
+def _density(run: Callable[..., dict[str, Trace]], where: str, name: str, **params: Any) -> jax.Array:
+    return log_density(run(**params)[where][name])
+
+
+def _entering(density: Callable[..., jax.Array], params: Mapping[str, Any]) -> str:
+    """The parameters that a density depends on, in words."""
+    with numpyro.validation_enabled(False):
+        names = sorted(map(repr, eval_provenance(density, **params)))
+    more = ", ..." if len(names) > 3 else ""
+    return f", which depends on the parameter {', '.join(names[:3])}{more}" if names else ""
 
 
 def _broken(array: Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.loss import Loss, Result
-from probgen.schedules import Schedule, value_at
+from probgen.schedules import Schedule, refuse_other, value_at
 
 
 class Bound(Loss):
@@ -61,6 +61,7 @@ class ELBO(Bound):
 
     def __post_init__(self) -> None:
         _check_particles(self)
+        refuse_other("ELBO", beta=self.beta, free_bits=self.free_bits)
         if self.kl not in ("analytic", "sampled"):
             raise ProbgenError(f'ELBO: `kl` is "analytic" or "sampled", not {self.kl!r}')
 
