@@ -48,7 +48,7 @@ def _file(part: Any) -> str | None:
         part = part.func
     part = getattr(part, "__func__", part)
     if not hasattr(part, "__code__"):
-        part = getattr(type(part), "forward", getattr(type(part), "__call__", None))
+        part = getattr(type(part), "forward", None) or (type(part).__call__ if callable(part) else None)
     code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
     file = getattr(code, "co_filename", None)
     return None if file is None or _foreign(file) else file

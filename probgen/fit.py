@@ -221,7 +221,9 @@ def _resumed(
     folder = Folder.open(out)
     run = Run.open(out, program=program)
     if data is None:
-        raise ProbgenError(f"the data of {out} cannot be found again: give them to resume")
+        raise ProbgenError(
+            f"the data of {out} cannot be found again: say where they lie, `--data PATH` or resume(path, data)"
+        )
     if data.fingerprint != run.config["data"]["fingerprint"]:
         raise ProbgenError(f"{out} was trained on other data ({run.config['data']['name']}): resume it with those")
     if loss_text(program) != run.config["by"]:

@@ -18,12 +18,23 @@ from probgen.errors import ProbgenError
 class Schedule(Protocol):
     """A function of the step number (counted from 0), which may be a traced scalar."""
 
-    def __call__(self, step: Any) -> Any: ...
+    def __call__(self, step: Any) -> Any:
+        """The value at `step`."""
 
 
 def _clip01(u: Any) -> Any:
     """min(max(u, 0), 1) from |·| alone, so that it is the same expression on every array library."""
     return (abs(u) - abs(u - 1) + 1) / 2
+
+
+def refuse_other(owner: str, **values: Any) -> None:
+    """Refuse arguments of `owner` that are no numbers (of any array library) and no functions of the step."""
+    for name, value in values.items():
+        no_number = value is None or isinstance(value, str | list | tuple | dict)
+        if no_number or (isinstance(value, Real) and not math.isfinite(value)):
+            raise ProbgenError(
+                f"{owner}: `{name}` must be a number or a schedule, e.g. Linear(0, 1, 1000), not {value!r}"
+            )
 
 
 def _numbers(schedule: Any, *names: str) -> None:

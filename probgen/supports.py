@@ -28,6 +28,20 @@ def described(support: str) -> str:
     return name
 
 
+def refuse_shape(site: str, value: tuple[int, ...], drawn: tuple[int, ...], event_dim: int) -> None:
+    """Refuse data of a site whose shape is not that of the site's draws: events equal, batches broadcastable."""
+    try:
+        fits = len(value) >= event_dim and value[len(value) - event_dim :] == drawn[len(drawn) - event_dim :]
+        np.broadcast_shapes(value, drawn)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ProbgenError(
+            f"the data of the site {site!r} have the shape {list(value)}, and its distribution draws {list(drawn)}: give "
+            "data of that shape, or build the likelihood for these, e.g. from spec['x'].shape"
+        )
+
+
 def refuse_outside(runner: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Refuse a prepared batch whose values lie outside their sites' support, naming `where` the rows come from.
 

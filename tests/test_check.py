@@ -125,7 +125,7 @@ def test_data_of_another_shape_than_the_distribution():
             mean = pyro.param("m", torch.zeros(1))
             pyro.sample("x", dist.Normal(mean, 1.0).expand([len(x), 1]).to_event(1), obs=x)
 
-    refused(laws.law_shapes, model, None, "'x'", "(32, 2)", "(32, 1)")
+    refused(laws.law_shapes, model, None, "'x'", "[32, 2]", "[32, 1]")
 
 
 def test_an_observation_read_as_its_own_input():

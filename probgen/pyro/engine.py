@@ -259,23 +259,28 @@ class Engine:
         with self._scope(), torch.no_grad(), generators_restored(self.device), pyro.validation_enabled(False):
             batch = next(self._batches(step, step + 1))[0]
             seed_step(self.options.seed, step, self.device)
-            site = self._broken_site(state, batch)
+            site, entering = self._broken_site(state, batch)
             seed_step(self.options.seed, step, self.device)
             parameter = self._broken_parameter(state, batch, self._clock(step, step + 1)[0])
         where = f"the site {site!r} has a log density that is not finite" if site else "the loss is not finite"
-        which = f", and the parameter {parameter!r} a value or gradient that is not" if parameter else ""
-        return f"at step {step} {where}{which}: a smaller lr, clip=, or a bounded scale is the usual cure"
+        if parameter:
+            where += f", and the parameter {parameter!r} a value or gradient that is not"
+        elif entering:
+            where += f"; it depends on the parameter {entering}"
+        return f"at step {step} {where}: a smaller lr, clip=, or a bounded scale is the usual cure"
 
-    def _broken_site(self, state: State, batch: Mapping[str, Tensor]) -> str | None:
+    def _broken_site(self, state: State, batch: Mapping[str, Tensor]) -> tuple[str | None, str]:
+        """The first site whose log density is not finite, and the parameters that enter it."""
         model, guide = self._callables
-        values = {name: value.clone() for name, value in self.step.values(state).items()}
-        with self._running(values, rows_of(batch), training=True):
+        values = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in self.step.values(state).items()}
+        with torch.enable_grad(), self._running(values, rows_of(batch), training=True):
             q = poutine.trace(guide).get_trace(**batch)
             p = poutine.trace(poutine.replay(model, trace=q)).get_trace(**batch)
             for name, site in [*q.nodes.items(), *p.nodes.items()]:
-                if is_sample(site) and not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-                    return name
-        return None
+                density = site["fn"].log_prob(site["value"]) if is_sample(site) else torch.zeros(())
+                if not bool(torch.isfinite(density).all()):
+                    return name, _entering(density, {name: values[name] for name in self.leaves.params})
+        return None, ""
 
     def _broken_parameter(self, state: State, batch: Mapping[str, Tensor], t: Tensor) -> str | None:
         for name, value in self.step.values(state).items():
@@ -302,6 +307,15 @@ def _of(value: Any, player: str) -> Any:
             raise ProbgenError(f"no value for the player {player!r} among {', '.join(map(repr, value))}")
         return value[player]
     return value
+
+
+def _entering(density: Tensor, params: Mapping[str, Tensor]) -> str:
+    """The first parameters that a density depends on, in words."""
+    if not density.requires_grad:
+        return ""
+    gradients = torch.autograd.grad(density.sum(), list(params.values()), allow_unused=True)
+    names = [repr(name) for name, gradient in zip(params, gradients, strict=True) if gradient is not None]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _array(value: Tensor) -> np.ndarray:
