@@ -150,7 +150,10 @@ def fit(
     out
         The run's folder. Without it nothing is written (`run.save(path)` does it later).
 
-    Raises ProbgenError, in one sentence, on anything wrong with program, data or options.
+    Raises
+    ------
+    ProbgenError
+        In one sentence, on anything wrong with program, data or options.
     """
     data = load_data(data)
     if not isinstance(program, Program):
