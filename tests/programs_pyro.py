@@ -274,7 +274,7 @@ def local_autoguide():
     return Case(Program(model, autoguide.AutoNormal(model), by=ELBO()), {"x": reals()["x"][:, 0]}, local_guide=True)
 
 
-def normal_mean(plate):
+def normal_mean(plate, start=1.0):
     """θ ~ N(0, 10²), x_n ~ N(θ, 1), with q(θ) = N(m, s²)."""
 
     def model(x):
@@ -284,7 +284,7 @@ def normal_mean(plate):
 
     def guide(x):
         loc = pyro.param("loc", torch.tensor(0.0))
-        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        scale = pyro.param("scale", torch.tensor(start), constraint=constraints.positive)
         pyro.sample("theta", dist.Normal(loc, scale))
 
     return Program(model, guide, by=ELBO())

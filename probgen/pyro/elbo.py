@@ -223,7 +223,7 @@ def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple,
     tiles = (
         bool(structure.data_plates)
         and not structure.states_rows
-        and all(site.local for site in inner)
+        and all(_rows_lead(site) for site in inner)
         and not isinstance(inspect.unwrap(guide), AutoGuide)
     )
     return Plan(
@@ -235,6 +235,11 @@ def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple,
         depth=depth,
         owners={name: _owner(name, structure) for name in structure.guide if name not in structure.model},
     )
+
+
+def _rows_lead(site: Site) -> bool:
+    """Whether the rows are the first axis of a site's values."""
+    return site.local and min(site.plates, key=lambda plate: plate.dim or 0).data
 
 
 def _has_pathwise_kl(site: Site) -> bool:

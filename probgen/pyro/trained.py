@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from probgen.errors import ProbgenError
 from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
-from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, log_weights, make_plan, owned, row_dim
+from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, make_plan, owned, row_dim
 from probgen.pyro.leaves import collect, start_values
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
@@ -216,20 +216,11 @@ class Trained:
         """log p(x_n, z | θ) − log q(z | x_n) of the local terms, [k, B]; θ is drawn anew for each k."""
         self._refuse_other_rows(arrays)
         self._refuse_shared_draws()
-        batch, rows = self._tensors(arrays), rows_of(arrays)
         exact = self.structure.kind == "exact" and not self.structure.has_global_latents  # then nothing is drawn
         with self._quiet(seed):
-            parts, left = [], 1 if exact else k
-            while left:
-                count = min(left, max(1, ROWS_AT_ONCE // rows)) if self._plan.tiles else 1
-                parts.append(self._weights_at_once(batch, count, rows))
-                left -= count
-            return _array(torch.cat(parts).expand(k, rows))
-
-    def _weights_at_once(self, batch: dict[str, Tensor], count: int, rows: int) -> Tensor:
-        if count > 1:
-            return log_weights(self._plan, self._model, self._guide, (), batch, count)[0]
-        return sum(self._terms_once(batch, rows, shared=False).values(), torch.zeros(rows)).reshape(1, rows)
+            passes = [self._terms_once(*p, shared=False) for p in self._passes(arrays, 1 if exact else k)]
+        weights = self._by_draw([sum(terms.values(), torch.zeros(())) for terms in passes], arrays)
+        return np.broadcast_to(weights, (k, rows_of(arrays))).copy()
 
     def _refuse_shared_draws(self) -> None:
         """A guide that draws local latents jointly has no weight per datum."""
@@ -253,10 +244,22 @@ class Trained:
         an autoguide draws for several latents together counts to the first of them.
         """
         self._refuse_other_rows(arrays)
-        batch, rows = self._tensors(arrays), rows_of(arrays)
         with self._quiet(seed):
-            passes = [self._terms_once(batch, rows) for _ in range(draws)]
-        return {name: _array(torch.stack([p[name] for p in passes])) for name in passes[0]}
+            passes = [self._terms_once(*at_once) for at_once in self._passes(arrays, draws)]
+        return {name: self._by_draw([p[name] for p in passes], arrays) for name in passes[0]}
+
+    def _passes(self, arrays: Mapping[str, np.ndarray], draws: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Batches, and their rows, that make up so many draws: every row several times where draws are independent."""
+        batch, rows = self._tensors(arrays), rows_of(arrays)
+        while draws:
+            count = min(draws, max(1, ROWS_AT_ONCE // rows)) if self._plan.tiles else 1
+            yield {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in batch.items()}, count * rows
+            draws -= count
+
+    def _by_draw(self, parts: list[Tensor], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Values of several passes, [count · B, ...] each, as [draws, B, ...]."""
+        rows = rows_of(arrays)
+        return _array(torch.cat([part.reshape(-1, rows, *part.shape[1:]) for part in parts]))
 
     def _terms_once(self, batch: dict[str, Tensor], rows: int, shared: bool = True) -> dict[str, Tensor]:
         """One draw's terms by site, [B]; the `shared` ones, 1/N of each global term, on request."""
@@ -311,15 +314,18 @@ class Trained:
         summed out in log p.
         """
         self._refuse_other_rows(arrays)
-        batch, rows = self._tensors(arrays), rows_of(arrays)
         with self._quiet(seed):
-            passes = [self._posterior_once(batch, rows, seed + i) for i in range(draws)]
-        values = {name: np.stack([p[0][name] for p in passes]) for name in passes[0][0]}
-        return values, np.stack([p[1] for p in passes]), np.stack([p[2] for p in passes])
+            passes = [self._posterior_once(*p, seed + i) for i, p in enumerate(self._passes(arrays, draws))]
+        log_p, log_q = (self._by_draw([p[i] for p in passes], arrays) for i in (1, 2))
+        values = {}
+        for name, site in self.structure.latents.items():
+            parts = [p[0][name] for p in passes]
+            values[name] = self._by_draw(parts, arrays) if site.local else _array(torch.stack(parts))
+        return values, log_p, log_q
 
     def _posterior_once(
         self, batch: dict[str, Tensor], rows: int, seed: int
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         p, q = drawn_traces(self._plan, self._model, self._guide, (), batch)
         log_p, log_q, _ = datum_terms(self._plan, p, q, rows)
         if self.structure.enumerated:
@@ -327,8 +333,8 @@ class Trained:
             drawn = infer_discrete(model, first_available_dim=-1 - self._plan.depth, temperature=1)
             with forked(seed):  # so that the guide's draws are those of `terms` with this seed
                 p = poutine.trace(drawn).get_trace(**batch)
-        values = {name: _array(p.nodes[name]["value"]) for name in self.structure.latents}
-        return values, *(_array(sum(terms.values(), torch.zeros(rows))) for terms in (log_p, log_q))
+        values = {name: p.nodes[name]["value"] for name in self.structure.latents}
+        return values, *(sum(terms.values(), torch.zeros(rows)) for terms in (log_p, log_q))
 
     def k_hat(self, log_weights: np.ndarray) -> np.ndarray:
         """Pareto k-hat of each column of log weights [k, B], by Pyro's generalised-Pareto fit to the upper tail.
