@@ -12,7 +12,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["COLUMNS"] = "110"
 
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 import probgen
+
+# A property's docstring is a sentence; napoleon would take what stands before its colon for a type.
+GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end
 
 project = "probgen"
 author = "The probgen authors"
@@ -22,6 +27,7 @@ version = release = probgen.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build"]
 default_role = "code"
+suppress_warnings = ["toc.empty_glob"]  # benchmarks.md is there once they have been run
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -34,6 +40,7 @@ nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
