@@ -281,8 +281,9 @@ class _Fit:
             return []
         size = min(VALIDATION_BATCH, len(rows), max(self.feed.batch_size, VALIDATION_BATCH))
         batches = [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
+        where = rows.where if "(valid)" in rows.where else f"{rows.where} (valid)"
         for arrays in batches:
-            refuse_outside(self.engine, arrays, f"the valid rows of {rows.where}")
+            refuse_outside(self.engine, arrays, where)
         return batches
 
     def run(self, folder: Folder | None, resume: bool = False) -> Run:

@@ -172,9 +172,13 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             if isinstance(file, np.ndarray):
                 return {"x": file}
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except _DAMAGE as error:
         raise ProbgenError(_damage(path, error, "np.savez")) from error
+    other = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
+    if other:  # another kind of zip, such as what torch.save writes
+        raise ProbgenError(f"{path.name!r} holds {other[0]!r}, which is no array: save plain arrays with `np.savez`")
+    return arrays
 
 
 def _npy(path: Path) -> np.ndarray:

@@ -82,7 +82,7 @@ class Engine:
         if len(players) == 1:
             named = dict.fromkeys(players, tuple(self.leaves.params))
         return {
-            name: Trainee(named[name], optimizer(_of(self.options.optimizer, name)), player.updates)
+            name: Trainee(named[name], optimizer(_of(self.options.optimizer, name, "optimizer")), player.updates)
             for name, player in players.items()
         }
 
@@ -176,7 +176,7 @@ class Engine:
         schedule = self.options.schedule
         factors = [1.0 if schedule is None else float(value_at(schedule, step)) for step in range(first, last)]
         own = {name: trainee.optimizer.lr for name, trainee in self.step.trainees.items()}
-        base = [float(_of(self.options.lr, name)) if lr is None else lr for name, lr in own.items()]
+        base = [float(_of(self.options.lr, name, "lr")) if lr is None else lr for name, lr in own.items()]
         return torch.tensor([[lr * factor for lr in base] for factor in factors], dtype=self.dtype, device=self.device)
 
     def _batches(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
@@ -300,11 +300,13 @@ class Engine:
         return numbers(self.dtype, self.device)
 
 
-def _of(value: Any, player: str) -> Any:
+def _of(value: Any, player: str, option: str) -> Any:
     """An option that may be a mapping by player."""
     if isinstance(value, Mapping):
         if player not in value:
-            raise ProbgenError(f"no value for the player {player!r} among {', '.join(map(repr, value))}")
+            raise ProbgenError(
+                f"`{option}` names no value for the player {player!r}, only {', '.join(map(repr, value))}"
+            )
         return value[player]
     return value
 
