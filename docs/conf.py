@@ -27,7 +27,6 @@ version = release = probgen.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build"]
 default_role = "code"
-suppress_warnings = ["toc.empty_glob"]  # benchmarks.md is there once they have been run
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
