@@ -7,11 +7,13 @@ command needs it. A mistake is one line on stderr and exit status 2; Ctrl-C exit
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        return _dispatch(words)
+        with _notes():
+            return _dispatch(words)
     except ProbgenError as error:
         print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -74,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Inside, a warning is one line on stderr, without the line of code that it came from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _terminate(signum: int, frame: Any) -> None:
