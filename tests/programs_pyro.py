@@ -3,6 +3,7 @@
 `CASES[name]()` builds a fresh `Case`: a program, its arrays (numpy), and how it is fitted and sampled.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,16 @@ CASES = {}
 
 
 def case(build):
-    CASES[build.__name__] = build
-    return build
+    """A builder whose modules start from the same weights every time."""
+
+    @functools.wraps(build)
+    def seeded():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build()
+
+    CASES[build.__name__] = seeded
+    return seeded
 
 
 def bits(n=24, d=6, seed=0):

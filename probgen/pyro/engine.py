@@ -20,7 +20,7 @@ from torch import Tensor
 from probgen.errors import ProbgenError
 from probgen.program import Program, rows_of
 from probgen.pyro.device import generators_restored, numbers, resolve_device, resolve_precision, seed_step
-from probgen.pyro.leaves import collect, start_values
+from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.loss import as_loss, with_terms
 from probgen.pyro.optim import optimizer
 from probgen.pyro.step import State, Step, Trainee
@@ -36,8 +36,9 @@ class Engine:
     """
 
     def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
-        self.program, self.feed, self.options = program, feed, options
+        self.program, self.feed, self.options = own_program(program), feed, options
         self.device, (self.dtype, self.autocast) = resolve_device(options.device), resolve_precision(options.precision)
+        program = self.program
         self.loss = as_loss(program.by if by is None else by)
         self._callables = callables(program)  # made once: losses remember what they saw of a pair
         self.leaves = self._collected()
@@ -59,21 +60,8 @@ class Engine:
     # -- what is trained ------------------------------------------------------------------------------------------
 
     def _collected(self) -> Any:
-        """The program's leaves as its modules stand: on their own device, in their own precision."""
         parts = [part for player in self.loss.players(self.program).values() for part in player.callables]
-        own = {id(self.program.model), id(self.program.guide)}
-        with forked(self.options.seed):
-            batch = tensors(self.feed.batch(0), torch.get_default_dtype(), "cpu")
-
-            def touch() -> None:
-                model, guide = self._callables
-                with pyro.validation_enabled(False):
-                    poutine.replay(model, trace=poutine.trace(guide).get_trace(**batch))(**batch)
-                    for part in parts:
-                        if id(part) not in own:
-                            bound(part)(**batch)
-
-            return collect(touch, (self.program.model, self.program.guide, *parts))
+        return leaves_of(self.program, self.feed.batch(0), self.dtype, self.options.seed, tuple(parts))
 
     def _trainees(self, batch: Mapping[str, Tensor]) -> dict[str, Trainee]:
         """Each player with its optimizer and the names of the parameters that its callables touch."""

@@ -9,17 +9,22 @@ trace can see every leaf as an input.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from probgen.errors import ProbgenError
+from probgen.program import Program, arguments
+from probgen.pyro.device import numbers
+from probgen.pyro.trace import bound, callables, forked, tensors
 
 Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the key there
 
@@ -84,6 +89,59 @@ class Leaves:
             name: transform_to(self.constraints[name])(values[name]) if name in self.constraints else values[name]
             for name in self.params
         }
+
+
+def leaves_of(
+    program: Program, arrays: Mapping[str, Any], dtype: torch.dtype, seed: int = 0, parts: tuple[Any, ...] = ()
+) -> Leaves:
+    """The leaves of a program and of the further `parts` of its loss, as they stand before training.
+
+    The modules run where and in the precision in which they were made: that of the default, or else of `dtype`.
+    """
+    model, guide = callables(program)
+    others = [bound(part) for part in parts if part is not program.model and part is not program.guide]
+    for fn in (program.model, program.guide):
+        if fn is not None:
+            arguments(fn, arrays, program.model)  # a missing array is told here, before Pyro adds a trace to the error
+
+    def touch(batch: Mapping[str, Tensor]) -> None:
+        poutine.replay(model, trace=poutine.trace(guide).get_trace(**batch))(**batch)
+        for part in others:
+            part(**batch)
+
+    def attempt(dtype: torch.dtype) -> Leaves:
+        with forked(seed), pyro.validation_enabled(False), numbers(dtype, torch.device("cpu")):
+            batch = tensors(arrays, dtype, "cpu")
+            return collect(lambda: touch(batch), (program.model, program.guide, *parts))
+
+    default = torch.get_default_dtype()
+    if dtype is default:
+        return attempt(default)
+    try:
+        return attempt(default)
+    except RuntimeError:  # the user's modules may have the precision of the fit already
+        return attempt(dtype)
+
+
+def own_program(program: Program) -> Program:
+    """The program with an autoguide of its own, if that has not seen its model yet.
+
+    An autoguide takes its shapes from the first batch that it is called on, and the user's must not keep ours.
+    """
+    guide = _fresh(program.guide)
+    return program if guide is program.guide else replace(program, guide=guide)
+
+
+def _fresh(guide: Any) -> Any:
+    if not isinstance(guide, AutoGuide) or guide.prototype_trace is not None:
+        return guide
+    clone = object.__new__(type(guide))  # AutoGuide's own copying takes the model away from the original
+    clone.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in guide.__dict__.items()})
+    for name, part in guide._modules.items():
+        clone._modules[name] = _fresh(part)
+        if isinstance(part, AutoGuide):
+            clone._modules[name]._update_master(weakref.ref(clone))
+    return clone
 
 
 def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = (), private: bool = True) -> Leaves:

@@ -22,7 +22,7 @@ from probgen.errors import ProbgenError
 from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, make_plan, owned, row_dim
-from probgen.pyro.leaves import collect, start_values
+from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
 
@@ -70,18 +70,12 @@ class Trained:
         precision: str = "32",
         seed: int = 0,
     ) -> None:
-        self.program, self.rows = program, rows
+        self.program, self.rows = own_program(program), rows
+        program = self.program
         self.device, (self.dtype, _) = resolve_device(device), resolve_precision(precision)
-        with forked(seed):
-            native = tensors(arrays, torch.get_default_dtype(), "cpu")
-            model, guide = callables(program)
-            with pyro.validation_enabled(False):
-                self.leaves = collect(
-                    lambda: poutine.replay(model, trace=poutine.trace(guide).get_trace(**native))(**native),
-                    (program.model, program.guide),
-                )
+        self.leaves = leaves_of(program, arrays, self.dtype, seed)
         self.values = self._fitting(weights)
-        self._model, self._guide = self._running_call(model), self._running_call(guide)
+        self._model, self._guide = map(self._running_call, callables(program))
         self.model = TrainedCallable(program.model, self.running)
         self.guide = None if program.guide is None else TrainedCallable(program.guide, self.running)
         self.arrays = dict(arrays)
@@ -125,6 +119,7 @@ class Trained:
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that lie outside the support of the site that observes them."""
+        self._refuse_other_rows(arrays)
         with self._quiet(0):
             batch = self._tensors(arrays)
             refuse_out_of_support(self._model, self._guide, batch, lambda: batch, 0)
@@ -384,8 +379,7 @@ def _array(value: Tensor) -> np.ndarray:
 
 def inspect(program: Program, arrays: Mapping[str, np.ndarray], rows: int | None = None, seed: int = 0) -> Structure:
     """The structure of a program that has not been trained, from one run on a prepared batch."""
-    batch = tensors(arrays, torch.get_default_dtype(), "cpu")
-    with forked(seed):
-        leaves = collect(lambda: [part(**batch) for part in callables(program)], (program.model, program.guide))
-    with leaves.substituted(start_values(leaves, torch.get_default_dtype(), torch.device("cpu"))):
+    program, dtype = own_program(program), torch.get_default_dtype()
+    leaves, batch = leaves_of(program, arrays, dtype, seed), tensors(arrays, dtype, "cpu")
+    with leaves.substituted(start_values(leaves, dtype, torch.device("cpu"))):
         return structure_of(program, batch, rows or rows_of(arrays), seed)
