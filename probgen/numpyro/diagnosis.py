@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from numpyro.ops.provenance import eval_provenance
 
+from probgen.numpyro.provenance import eval_provenance
 from probgen.numpyro.trace import Trace, log_density, run_pair
 
 

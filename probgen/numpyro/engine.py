@@ -77,15 +77,11 @@ class Engine:
     def start(self) -> State:
         """The state before step 0: a pure function of the seed."""
         with self._scope():
-            params, buffers = jax.tree.map(lambda a: jnp.array(a, copy=True), (self.leaves.params, self.leaves.buffers))
-            state = {
-                "params": params,
-                "buffers": buffers,
-                "optimizer": {n: share.optimizer.init(share.own(params)) for n, share in self.players.items()},
-                "step": jnp.zeros((), jnp.int32),
-            }
+            params, buffers = self.leaves.params, self.leaves.buffers
+            optimizers = {name: share.optimizer.init(share.own(params)) for name, share in self.players.items()}
+            state = {"params": params, "buffers": buffers, "optimizer": optimizers, "step": jnp.zeros((), jnp.int32)}
             if self.options.ema is not None:
-                state["average"] = jax.tree.map(lambda a: jnp.array(a, copy=True), params)
+                state["average"] = params
             return jax.device_put(jax.tree.map(jnp.asarray, state), self._device)
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -167,11 +163,13 @@ class Engine:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _step(self, state: State, batches: list[Mapping[str, jax.Array]], step: jax.Array) -> tuple[State, dict]:
+    def _step(
+        self, state: State, batches: list[Mapping[str, jax.Array]], step: jax.Array, key: jax.Array
+    ) -> tuple[State, dict]:
         """All updates of every player once, each on its own batch."""
         players = self.by.at(step).players(self.program)
         params, buffers, optimizers = state["params"], state["buffers"], dict(state["optimizer"])
-        key, metrics, norms = self._key(STEPS, step), {}, []
+        metrics, norms = {}, []
         batches = iter(batches)
         for place, (name, share) in enumerate(self.players.items()):
             for update in range(share.updates):
@@ -236,7 +234,7 @@ class Engine:
 
     def _one(self, state: State, source: Any, first: jax.Array, i: jax.Array) -> tuple[State, dict]:
         """Step `first` + i, on the i-th batches of the source."""
-        return self._step(state, list(self._batches(source, i)), first + i)
+        return self._step(state, list(self._batches(source, i)), first + i, source["keys"][i])
 
     @functools.cached_property
     def _loop(self) -> Callable[..., tuple[State, dict]]:
@@ -248,15 +246,17 @@ class Engine:
         # Inside a loop XLA runs convolutions on a CPU 5 to 10 times slower: there every step is a call of its own.
         if self._device.platform == "cpu" and "conv_general_dilated" in str(jaxpr):
             return functools.partial(_called, jax.jit(self._one))
-        empty = {name: jnp.zeros((self._capacity,), metric.dtype) for name, metric in metrics.items()}
+        names = list(metrics)
+        empty = jnp.zeros((self._capacity, len(names)), metrics["loss"].dtype)
 
         def run(state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
             def body(i: jax.Array, carry: tuple) -> tuple:
-                state, logs = carry
+                state, log = carry
                 state, metrics = self._one(state, source, first, i)
-                return state, {name: logs[name].at[i].set(metrics[name]) for name in logs}
+                return state, log.at[i].set(jnp.stack([metrics[name] for name in names]))
 
-            return jax.lax.fori_loop(0, count, body, (state, empty))
+            state, log = jax.lax.fori_loop(0, count, body, (state, empty))
+            return state, dict(zip(names, log.T, strict=True))
 
         return jax.jit(run)
 
@@ -272,13 +272,22 @@ class Engine:
                 yield source["data"]
 
     def _source(self, first: int, last: int) -> dict[str, Any]:
-        """What the loop reads its batches from; padded to the loop's capacity."""
+        """What the loop reads its keys and batches from; padded to the loop's capacity."""
+        source: dict[str, Any] = {"keys": self._step_keys(jnp.int32(first))}
         first, last, length = (n * self.batches_per_step for n in (first, last, self._capacity))
         if self._resident is None:
-            return {"fed": {name: _padded(a, length) for name, a in self.feed.batches(first, last).items()}}
-        if self.batch_size == self.rows:
-            return {"data": self._resident}
-        return {"data": self._resident, "indices": _padded(self.feed.indices(first, last).astype(np.int32), length)}
+            source["fed"] = {name: _padded(a, length) for name, a in self.feed.batches(first, last).items()}
+            return source
+        source["data"] = self._resident
+        if self.batch_size < self.rows:
+            source["indices"] = _padded(self.feed.indices(first, last).astype(np.int32), length)
+        return source
+
+    @functools.cached_property
+    def _step_keys(self) -> Callable[[jax.Array], jax.Array]:
+        """The keys of all steps of a chunk, made at once: one by one they are a sixth of a small program's step."""
+        steps = jnp.arange(self._capacity)
+        return jax.jit(lambda first: jax.vmap(functools.partial(self._key, STEPS))(first + steps))
 
     @functools.cached_property
     def _capacity(self) -> int:

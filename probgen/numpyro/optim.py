@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from probgen.errors import ProbgenError, did_you_mean
 from probgen.schedules import value_at
@@ -37,19 +38,26 @@ class Optimizer:
 
     def init(self, params: Any) -> Any:
         """The optimizer's state for fresh parameters."""
-        return self.transform.init(params)
+        return self.transform.init(params if self.own_rate else _flat(params))
 
     def update(self, grads: Any, state: Any, params: Any, step: Any) -> tuple[Any, Any, jax.Array]:
         """New parameters, new state, and the gradient's norm before it was clipped."""
-        norm = optax.global_norm(grads)
+        flat, unravel = ravel_pytree(grads)
+        norm = jnp.sqrt(jnp.vdot(flat, flat))
         if self.clip is not None:
-            shrink = jnp.minimum(1.0, self.clip / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-            grads = jax.tree.map(lambda g: g * shrink, grads)
-        updates, state = self.transform.update(grads, state, params)
+            flat = flat * jnp.minimum(1.0, self.clip / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
         rate = 1.0 if self.schedule is None else value_at(self.schedule, step)
-        rate = rate if self.own_rate else -rate * value_at(self.lr, step)
+        if self.own_rate:
+            updates, state = self.transform.update(unravel(flat), state, params)
+        else:  # one long vector is updated faster than many small arrays
+            updates, state = self.transform.update(flat, state, _flat(params))
+            updates, rate = unravel(updates), -rate * value_at(self.lr, step)
         params = jax.tree.map(lambda p, u: p + jnp.asarray(rate, p.dtype) * u, params, updates)
         return params, state, norm
+
+
+def _flat(tree: Any) -> jax.Array:
+    return ravel_pytree(tree)[0]
 
 
 def _resolve(optimizer: Any) -> tuple[optax.GradientTransformation, bool]:

@@ -22,11 +22,11 @@ from numpyro.distributions import (
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_sample
-from numpyro.ops.provenance import eval_provenance
 
 from probgen.errors import ProbgenError
 from probgen.numpyro.leaves import QUICK, collect, prepared
 from probgen.numpyro.modes import mode
+from probgen.numpyro.provenance import eval_provenance
 from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers, refuse_unguided
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
 from probgen.supports import refuse_shape

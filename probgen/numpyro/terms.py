@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions import MaskedDistribution, Normal
 from numpyro.distributions.kl import kl_divergence
 
 from probgen.errors import ProbgenError
-from probgen.numpyro.structure import parents, sites
+from probgen.numpyro.structure import parents, sites, unwrapped
 from probgen.numpyro.trace import Trace, enumerated, log_density, run_pair
 from probgen.program import Structure
 
@@ -150,10 +151,27 @@ def log_weight(run: Run) -> dict[str, jax.Array]:
 
 def divergence(run: Run, name: str) -> jax.Array | None:
     """KL(q ‖ p) at a site in closed form, or None where the two distributions have none."""
+    q, p = run.q[name]["fn"], run.p[name]["fn"]
+    if isinstance(unwrapped(q), Normal) and isinstance(unwrapped(p), Normal) and not _masked(q, p):
+        return _normal_kl(q, p)
     try:
-        return kl_divergence(run.q[name]["fn"], run.p[name]["fn"])
+        return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def _normal_kl(q: Any, p: Any) -> jax.Array:
+    """The KL of Normals with their logarithms apart: XLA makes log exp s, which networks give, into s."""
+    a, b = unwrapped(q), unwrapped(p)
+    kl = ((a.scale / b.scale) ** 2 + ((a.loc - b.loc) / b.scale) ** 2 - 1) / 2 + jnp.log(b.scale) - jnp.log(a.scale)
+    shape = jnp.broadcast_shapes(q.shape(), p.shape())
+    return jnp.broadcast_to(kl, shape).sum(tuple(range(-q.event_dim, 0)))
+
+
+def _masked(*fns: Any) -> bool:
+    """Whether a mask lies anywhere in a stack of `to_event`, `expand` and `mask`."""
+    bases = [base for fn in fns if (base := getattr(fn, "base_dist", None)) is not None]
+    return any(isinstance(fn, MaskedDistribution) for fn in fns) or (bool(bases) and _masked(*bases))
 
 
 def total(run: Run, terms: Mapping[str, jax.Array]) -> jax.Array:
