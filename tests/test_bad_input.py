@@ -889,17 +889,30 @@ def test_a_nan_stops_the_training_and_keeps_the_last_good_checkpoint(
 # In a process of its own
 
 
-@pytest.mark.parametrize(
-    "words", ["fit vae --data nan.npz", "fit vea --data good.npz", "sample empty_folder", "fit vae --data torch.npz"]
-)
-def test_in_a_process_of_its_own(here, words):
-    before = tree(".")
-    done = subprocess.run(
+def alone(words):
+    """A command in a process of its own, warnings and all."""
+    return subprocess.run(
         [sys.executable, "-m", "probgen.cli", *words.split()],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
+
+
+def test_a_warning_is_a_line_of_its_own_without_code(copied):
+    forge(copied / "bits_pyro", W, pickled())
+    done = alone("sample bits_pyro")
+    note, error = done.stderr.splitlines()
+    assert done.returncode == 2 and error.startswith("probgen: bits_pyro/weights.safetensors is not a whole")
+    assert note == "note: building the program from bits_pyro/model.py, the copy kept with the run"
+
+
+@pytest.mark.parametrize(
+    "words", ["fit vae --data nan.npz", "fit vea --data good.npz", "sample empty_folder", "fit vae --data torch.npz"]
+)
+def test_in_a_process_of_its_own(here, words):
+    before = tree(".")
+    done = alone(words)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("probgen: ") and done.stderr.count("\n") == 1
     assert tree(".") == before
