@@ -37,5 +37,5 @@ def guide(x):
 if __name__ == "__main__":
     x = jnp.asarray(load_digits().data > 8, dtype=float)
     svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
-    result = svi.run(jax.random.key(0), 5000, x, batch_size=128)
+    result = svi.run(jax.random.key(0), 2000, x, batch_size=128)
     print(f"loss per digit: {result.losses[0] / len(x):.2f} → {result.losses[-100:].mean() / len(x):.2f} nats")

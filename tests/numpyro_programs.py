@@ -1,5 +1,9 @@
 """NumPyro programs whose answers are known in closed form, and what it takes to train one in a test."""
 
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of these tests' time is compiling
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from probgen.data import as_rows
 from probgen.feed import Feed
 from probgen.fit import Options
 from probgen.numpyro import ELBO, Engine, Trained
-from probgen.numpyro.leaves import collect
+from probgen.numpyro.leaves import collect, named, to_numpy
 from probgen.numpyro.loss import as_loss, as_result
 from probgen.numpyro.scope import precision_scope
 from probgen.numpyro.trace import as_jax, callables
@@ -29,10 +33,11 @@ def engine(program, arrays, batch_size=None, by=None, **options):
     return Engine(program, by, feed(arrays, batch_size, options.get("seed", 0)), Options(**options))
 
 
-def trained(program, arrays, weights=None, rows=None, precision="64", **options):
+def trained(program, arrays, weights=None, rows=None, precision="64"):
     if weights is None:
-        e = engine(program, arrays, precision=precision, **options)
-        weights = e.weights(e.start())
+        with precision_scope(precision):
+            leaves = collect(program, arrays, 0)
+            weights = {name: to_numpy(leaf) for name, leaf in named(leaves.params, leaves.buffers).items()}
     return Trained(program, weights, arrays, rows=rows or len(next(iter(arrays.values()))), precision=precision)
 
 
