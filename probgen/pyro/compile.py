@@ -25,8 +25,26 @@ def traced(step: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> G
     with torch.random.fork_rng(), _readable(), pyro.validation_enabled(False), torch.no_grad(), _OneHot():
         graph = make_fx(step)(*inputs)
     graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.bernoulli.default:  # Inductor would draw it from uniform numbers of its own
+            node.target, node.args = torch.ops.aten.bernoulli.Tensor, (node.args[0], node.args[0])
+        if node.target is torch.ops.aten.view.default:  # Inductor lays out convolutions anew, where no view may be left
+            node.target = torch.ops.aten.reshape.default
     graph.recompile()
     return graph
+
+
+def written_back(graph: GraphModule, count: int) -> None:
+    """Write the first `count` outputs into the first `count` inputs, and return the others alone."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"][:count]
+    output = graph.graph.output_node()
+    values = output.args[0]
+    with graph.graph.inserting_before(output):
+        for place, value in zip(places, values, strict=False):
+            if value is not place:
+                graph.graph.call_function(torch.ops.aten.copy_.default, (place, value))
+    output.args = (tuple(values[count:]),)
+    graph.recompile()
 
 
 def lowered(graph: GraphModule, inputs: Sequence[Tensor], cuda: bool = False) -> Callable[..., Sequence[Tensor]]:
