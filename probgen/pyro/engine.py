@@ -28,6 +28,8 @@ from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import DataPlate, bound, callables, forked, is_sample, structure_of, tensors, whole_plates
 from probgen.schedules import value_at
 
+ROWS = ""  # the name of the row numbers in a batch
+
 
 class Engine:
     """Trains `program` by the loss `by` on the batches of `feed`; `options` are `probgen.Options`.
@@ -106,7 +108,7 @@ class Engine:
         self, player: str, values: Mapping[str, Tensor], batch: Mapping[str, Tensor], t: Tensor, training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A player's loss and terms per datum, with `values` in the program's places."""
-        chosen = self.loss.at(t).players(self.program)[player]
+        chosen, batch = self.loss.at(t).players(self.program)[player], gathered(batch)
         with self._running(values, rows_of(batch), training):
             loss, terms = with_terms(chosen.objective(*self._callables, **batch))
         loss = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=self.dtype, device=self.device)
@@ -147,8 +149,9 @@ class Engine:
         """Steps `first` to `last` − 1; the loss, gradient norm and terms of each, as arrays."""
         history: dict[str, list[Tensor]] = {}
         with self._scope(), torch.no_grad(), generators_restored(self.device), pyro.validation_enabled(False):
-            rates, clock = self._rates(first, last), self._clock(first, last)
+            rates, clock = self._rates(first, last).unbind(), self._clock(first, last).unbind()
             step = self._runner(state, clock[0], rates[0])
+            state = {name: value.clone() for name, value in state.items()}  # a compiled step works in place
             for i, batches in enumerate(self._batches(first, last)):
                 seed_step(self.options.seed, first + i, self.device)
                 state, metrics = step(state, clock[i], rates[i], batches)
@@ -173,9 +176,17 @@ class Engine:
             for step in range(first, last):
                 yield [self._tensors(self.feed.batch(step * each + j)) for j in range(each)]
             return
-        rows = torch.from_numpy(self.feed.indices(first * each, last * each)).to(self.device)
-        for i in range(last - first):
-            yield [{n: a[rows[i * each + j]] for n, a in self._resident.items()} for j in range(each)]
+        if self.feed.batch_size == self.feed.rows:
+            yield from ([self._resident] * each for _ in range(first, last))
+            return
+        rows = torch.from_numpy(self.feed.indices(first * each, last * each)).to(self.device).unbind()
+        for i in range(0, len(rows), each):
+            yield [self._drawn(own) for own in rows[i : i + each]]
+
+    def _drawn(self, rows: Tensor) -> dict[str, Tensor]:
+        """A batch. On a CPU the step gathers its rows itself; a replayed CUDA graph would copy all rows to do so."""
+        batch = {**self._resident, ROWS: rows}
+        return batch if self.device.type == "cpu" else gathered(batch)
 
     def _all_rows(self) -> dict[str, Tensor] | None:
         """Every prepared row on the device, where the feed can hold them all."""
@@ -188,7 +199,7 @@ class Engine:
             return self.step
         if self._compiled is None:
             try:
-                self._compiled = self.step.compiled(state, t, lr, next(iter(self._batches(0, 1))))
+                self._compiled = self.step.compiled(state, t, lr, next(iter(self._batches(0, 1))), in_place=True)
             except Exception as error:  # whatever the tracer, Inductor or the program raises, eager still runs
                 self.note = f"this step cannot be compiled ({_first_line(error)}), so it runs eagerly"
                 warnings.warn(self.note, stacklevel=2)
@@ -245,7 +256,7 @@ class Engine:
     def diagnose(self, state: State, step: int) -> str:
         """One sentence that names the site and the parameter where a number stopped being finite at `step`."""
         with self._scope(), torch.no_grad(), generators_restored(self.device), pyro.validation_enabled(False):
-            batch = next(self._batches(step, step + 1))[0]
+            batch = gathered(next(self._batches(step, step + 1))[0])
             seed_step(self.options.seed, step, self.device)
             site, entering = self._broken_site(state, batch)
             seed_step(self.options.seed, step, self.device)
@@ -286,6 +297,13 @@ class Engine:
 
     def _scope(self) -> contextlib.AbstractContextManager[None]:
         return numbers(self.dtype, self.device)
+
+
+def gathered(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The arrays of a batch that may hold row numbers beside all rows."""
+    if ROWS not in batch:
+        return batch
+    return {name: array[batch[ROWS]] for name, array in batch.items() if name != ROWS}
 
 
 def _of(value: Any, player: str, option: str) -> Any:

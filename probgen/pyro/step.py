@@ -156,19 +156,32 @@ class Step:
         return compiler.traced(step, inputs), inputs, metric_names
 
     def compiled(
-        self, state: State, t: Tensor, lr: Tensor, batches: Sequence[Batch]
+        self, state: State, t: Tensor, lr: Tensor, batches: Sequence[Batch], in_place: bool = False
     ) -> Callable[[State, Tensor, Tensor, Sequence[Batch]], tuple[State, State]]:
-        """The step, traced on these inputs and lowered to kernels: the same call as the step itself."""
+        """The step, traced on these inputs and lowered to kernels: the same call as the step itself.
+
+        With `in_place` the new state is written into the tensors of the old one.
+        """
         graph, inputs, metric_names = self.graph(state, t, lr, batches)
-        cuda = t.device.type == "cuda"
+        cuda, names, count = t.device.type == "cuda", list(state), len(state)
+        if in_place and not cuda:
+            compiler.written_back(graph, count)
         run = compiler.lowered(graph, inputs, cuda)
-        names, count = list(state), len(state)
 
         def step(state: State, t: Tensor, lr: Tensor, batches: Sequence[Batch]) -> tuple[State, State]:
             outputs = run(*state.values(), t, lr, *[value for batch in batches for value in batch.values()])
+            if in_place and not cuda:
+                return state, dict(zip(metric_names, outputs, strict=True))
             if cuda:  # a replayed graph writes its outputs to the same place every time
                 outputs = [value.clone() for value in outputs]
-            return dict(zip(names, outputs, strict=False)), dict(zip(metric_names, outputs[count:], strict=True))
+            after, metrics = (
+                dict(zip(names, outputs, strict=False)),
+                dict(zip(metric_names, outputs[count:], strict=True)),
+            )
+            if in_place:
+                for name, value in after.items():
+                    state[name].copy_(value)
+            return state if in_place else after, metrics
 
         return step
 

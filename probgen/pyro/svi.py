@@ -55,9 +55,7 @@ class SVI(pyro.infer.SVI):
                 self._compile = False
                 return super().step(*args, **kwargs)
         with torch.no_grad():
-            state, metrics = self._compiled[key](self._state, clock, self._lr(), [inputs])
-            for name, value in state.items():  # in place: the store and the modules hold views of these
-                self._state[name].copy_(value)
+            _, metrics = self._compiled[key](self._state, clock, self._lr(), [inputs])
         return metrics["loss"].item()
 
     def _compile_for(self, args: tuple, kwargs: dict[str, Any], inputs: dict, clock: Tensor) -> Callable[..., Any]:
@@ -73,7 +71,8 @@ class SVI(pyro.infer.SVI):
             for name, view in self._step.values(self._state).items():
                 self._leaves.values()[name].data = view
         self._arguments = args, kwargs  # those that are no tensors are part of the graph
-        return self._step.compiled(self._state, clock, self._lr(), [inputs])
+        # In place: the store and the modules hold views of the state.
+        return self._step.compiled(self._state, clock, self._lr(), [inputs], in_place=True)
 
     def _objective(self, _: str, values: dict[str, Tensor], batch: dict[Any, Tensor], t: Tensor) -> tuple:
         args, kwargs = self._arguments
