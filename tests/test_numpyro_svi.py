@@ -18,6 +18,7 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro_programs import engine, trained
 
+from probgen.errors import ProbgenError
 from probgen.numpyro import ELBO, IWAE, SVI
 from probgen.program import Program
 from probgen.schedules import Linear
@@ -79,6 +80,17 @@ def test_an_autoguide_and_keyword_arguments():
     svi = SVI(model, AutoNormal(model), optax.adam(0.05), ELBO())
     result = svi.run(jax.random.key(0), 1000, V, batch_size=20, sd=2.0)
     assert result.params["mean_auto_loc"] == pytest.approx(V.mean(), abs=0.15)
+
+
+def test_an_autoguide_over_a_local_latent_is_refused_under_minibatches():
+    def local(v):
+        with numpyro.plate("data", len(v)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("v", dist.Normal(z, 1.0), obs=v)
+
+    svi = SVI(local, AutoNormal(local), optax.adam(0.05), ELBO())
+    with pytest.raises(ProbgenError, match="one value per row for a latent inside the plate 'data'"):
+        svi.run(jax.random.key(0), 10, V, batch_size=20)
 
 
 def test_losses_of_probgen_run_in_stock_svi_and_schedules_in_ours():
