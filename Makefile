@@ -24,10 +24,10 @@ demo: $(VENV)/ready
 	$(BIN)/probgen fit vae --data digits --z_dim 2
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 nightly: $(VENV)/ready
-	$(BIN)/python -m pytest -m nightly
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
