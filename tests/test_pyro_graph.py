@@ -159,7 +159,7 @@ def test_every_loss_in_single_precision(name):
 
 
 def compiled_agrees(case, by=None, steps=5):
-    """Inductor reorders sums, and has a softplus of its own that is good to 1e-8."""
+    """Inductor reorders sums: rounding, carried through a few steps of SGD."""
     options = dict(optimizer="sgd", lr=1e-2, steps=steps, batch_size=case.batch_size, progress=False, precision="64")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a step that falls back to eager says so
@@ -168,8 +168,8 @@ def compiled_agrees(case, by=None, steps=5):
     eager = probgen.fit(case.program, case.arrays, by=by, compile=False, **options)
     assert compiled.config["compiled"] and not eager.config["compiled"]
     for name, value in eager.params.items():
-        assert np.allclose(compiled.params[name], value, rtol=1e-6, atol=1e-7), name
-    assert np.allclose(compiled.metrics["loss"], eager.metrics["loss"], rtol=1e-7)
+        assert np.allclose(compiled.params[name], value, rtol=1e-9, atol=1e-10), name
+    assert np.allclose(compiled.metrics["loss"], eager.metrics["loss"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["vae_batchnorm", "gmm"])
