@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from probgen.errors import ProbgenError
 from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
-from probgen.pyro.elbo import Plan, datum_terms, drawn_traces, local_terms, make_plan, owned, row_dim
 from probgen.pyro.leaves import leaves_of, own_program, start_values
+from probgen.pyro.plan import Plan, make_plan, owned
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
+from probgen.pyro.weights import datum_terms, drawn_traces, local_terms, row_dim
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
 
