@@ -10,56 +10,53 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 
-def split(function: Callable[..., Any], *example: Any) -> tuple[Callable, Callable, int]:
+class Split:
     """`function(*args, step)` in two: `late(early(step), *args, step)` is its value.
 
-    `example` are arguments like those to come. The third answer is the size of what `early` returns, in bytes.
+    `example` are arguments like those to come. `size` is that of what `early` returns, in bytes; `result` the shapes
+    of the value, `text` the function's operations.
     """
-    closed, result = jax.make_jaxpr(function, return_shape=True)(*example)
-    jaxpr, tree = closed.jaxpr, jax.tree.structure(result)
-    number = jaxpr.invars[-1]
-    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    fixed, numbered = set(constants), {number}
-    first, rest = [], []
+
+    def __init__(self, function: Callable[..., Any], *example: Any) -> None:
+        closed, self.result = jax.make_jaxpr(function, return_shape=True)(*example)
+        jaxpr, self._tree, self.text = closed.jaxpr, jax.tree.structure(self.result), str(closed)
+        number = jaxpr.invars[-1]
+        first, rest, handed = _parts(jaxpr, number)
+        unnamed = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+        early = jaxpr.replace(invars=[number], outvars=handed, eqns=first, debug_info=unnamed)
+        late = jaxpr.replace(invars=[*handed, *jaxpr.invars], eqns=rest, debug_info=unnamed)
+        self._early, self._late = (jaxpr_as_fun(ClosedJaxpr(part, closed.consts)) for part in (early, late))
+        self.size = sum(v.aval.size * v.aval.dtype.itemsize for v in handed)
+
+    def early(self, step: jax.Array) -> list[jax.Array]:
+        """What depends on the step's number alone."""
+        return self._early(step)
+
+    def late(self, early: Sequence[jax.Array], *args: Any) -> Any:
+        """The function's value, given what was computed early."""
+        return jax.tree.unflatten(self._tree, self._late(*early, *jax.tree.leaves(args)))
+
+
+def _parts(jaxpr: Any, number: Any) -> tuple[list, list, list]:
+    """The equations to run early, the others, and the variables that the early ones hand to them."""
+    fixed, numbered, first, rest = set(jaxpr.constvars), {number}, [], []
     for equation in jaxpr.eqns:
         needed = set(_variables(equation.invars))
-        if needed <= fixed and not equation.effects:
+        if equation.effects or not needed <= fixed | numbered:
+            rest.append(equation)
+            continue
+        first.append(equation)
+        if needed <= fixed:
             fixed |= set(equation.outvars)
-            first.append(equation)
             rest.append(equation)
-        elif needed <= fixed | numbered and not equation.effects:
-            numbered |= set(equation.outvars)
-            first.append(equation)
         else:
-            rest.append(equation)
+            numbered |= set(equation.outvars)
     read = {v for equation in rest for v in _variables(equation.invars)} | set(_variables(jaxpr.outvars))
-    handed = [v for equation in first for v in equation.outvars if v in numbered and v in read]
-
-    def early(step: jax.Array) -> list[jax.Array]:
-        values = _evaluated(first, {**constants, number: step})
-        return [values[v] for v in handed]
-
-    def late(early: Sequence[jax.Array], *args: Any) -> Any:
-        given = dict(zip(jaxpr.invars, jax.tree.leaves(args), strict=True)) | dict(zip(handed, early, strict=True))
-        values = _evaluated(rest, {**constants, **given})
-        return jax.tree.unflatten(tree, [v.val if isinstance(v, Literal) else values[v] for v in jaxpr.outvars])
-
-    return early, late, sum(v.aval.size * v.aval.dtype.itemsize for v in handed)
+    return first, rest, [v for equation in first for v in equation.outvars if v in numbered and v in read]
 
 
 def _variables(values: Iterable[Any]) -> list[Any]:
     return [v for v in values if not isinstance(v, Literal)]
-
-
-def _evaluated(equations: Iterable[Any], values: dict[Any, Any]) -> dict[Any, Any]:
-    """The equations' outputs added to the values of the variables that they read."""
-    for equation in equations:
-        inputs = [v.val if isinstance(v, Literal) else values[v] for v in equation.invars]
-        functions, parameters = equation.primitive.get_bind_params(equation.params)
-        outputs = equation.primitive.bind(*functions, *inputs, **parameters)
-        outputs = outputs if equation.primitive.multiple_results else [outputs]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return values

@@ -18,6 +18,7 @@ import numpyro
 
 from probgen.errors import ProbgenError
 from probgen.numpyro.diagnosis import diagnose
+from probgen.numpyro.early import Split
 from probgen.numpyro.leaves import (
     collect,
     from_numpy,
@@ -28,6 +29,7 @@ from probgen.numpyro.leaves import (
     touched,
 )
 from probgen.numpyro.loss import as_loss, as_result
+from probgen.numpyro.modes import modules_of
 from probgen.numpyro.optim import Optimizer, of_player
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of
@@ -37,6 +39,7 @@ from probgen.program import Player, Program, rows_of
 
 State = dict[str, Any]
 
+BLOCK = 16  # steps whose keys and draws are computed together
 CAPACITY = 1024  # steps in one call of the compiled loop, at most
 FED_BYTES = 2**24  # batches, or their row numbers, handed to the loop at once
 LAST_STEP = 2**30  # where schedules of the loss are read for validation: at their end
@@ -60,6 +63,7 @@ class Engine:
             self.program = prepared(program, arrays, options.seed)
             players = self.by.players(self.program)
             self._fns = [fn for p in players.values() for fn in p.callables if fn is not None]
+            self._modules = modules_of(*self._fns)
         with self._scope():
             self.leaves = collect(self.program, arrays, options.seed, self._fns)
             values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
@@ -123,8 +127,8 @@ class Engine:
             while first < last:
                 count = min(self._capacity, last - first)
                 source = self._source(first, first + count)
-                state, log = self._loop(state, source, jnp.int32(first), jnp.int32(count))
-                logs.append({name: np.asarray(values)[:count] for name, values in log.items()})
+                state, log = self._loop(state, source, first, count)
+                logs.append(log)
                 first += count
         return state, {name: np.concatenate([log[name] for log in logs]) for name in (logs[0] if logs else ())}
 
@@ -163,13 +167,11 @@ class Engine:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _step(
-        self, state: State, batches: list[Mapping[str, jax.Array]], step: jax.Array, key: jax.Array
-    ) -> tuple[State, dict]:
+    def _step(self, state: State, batches: list[Mapping[str, jax.Array]], step: jax.Array) -> tuple[State, dict]:
         """All updates of every player once, each on its own batch."""
         players = self.by.at(step).players(self.program)
         params, buffers, optimizers = state["params"], state["buffers"], dict(state["optimizer"])
-        metrics, norms = {}, []
+        key, metrics, norms = self._key(STEPS, step), {}, []
         batches = iter(batches)
         for place, (name, share) in enumerate(self.players.items()):
             for update in range(share.updates):
@@ -232,33 +234,43 @@ class Engine:
 
     # -- the compiled loop ---------------------------------------------------------------------------------------
 
-    def _one(self, state: State, source: Any, first: jax.Array, i: jax.Array) -> tuple[State, dict]:
-        """Step `first` + i, on the i-th batches of the source."""
-        return self._step(state, list(self._batches(source, i)), first + i, source["keys"][i])
-
     @functools.cached_property
-    def _loop(self) -> Callable[..., tuple[State, dict]]:
+    def _loop(self) -> Callable[..., tuple[State, dict[str, np.ndarray]]]:
         """`count` steps, at most the loop's capacity, from `first` on. Nothing is donated: the state before a chunk
         is what a NaN in it is traced back from.
         """
-        example = (self.start(), self._source(0, 1), jnp.int32(0), jnp.int32(0))
-        jaxpr, (_, metrics) = jax.make_jaxpr(self._one, return_shape=True)(*example)
+        step = Split(self._step, self.start(), list(self._batches(self._source(0, 1), 0)), jnp.int32(0))
+        names = list(step.result[1])
+
+        def one(early: list, state: State, source: Any, number: jax.Array, i: jax.Array) -> tuple[State, jax.Array]:
+            state, metrics = step.late(early, state, list(self._batches(source, i)), number)
+            return state, jnp.stack([metrics[name] for name in names])
+
         # Inside a loop XLA runs convolutions on a CPU 5 to 10 times slower: there every step is a call of its own.
-        if self._device.platform == "cpu" and "conv_general_dilated" in str(jaxpr):
-            return functools.partial(_called, jax.jit(self._one))
-        names = list(metrics)
-        empty = jnp.zeros((self._capacity, len(names)), metrics["loss"].dtype)
+        if self._device.platform == "cpu" and "conv_general_dilated" in step.text:
+            alone = jax.jit(lambda state, source, number, i: one(step.early(number), state, source, number, i))
+            return functools.partial(_called, alone, names)
+        width = max(1, min(BLOCK, FED_BYTES // max(1, step.size)))
+        empty = jnp.zeros((self._capacity, len(names)), step.result[1]["loss"].dtype)
 
-        def run(state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
-            def body(i: jax.Array, carry: tuple) -> tuple:
-                state, log = carry
-                state, metrics = self._one(state, source, first, i)
-                return state, log.at[i].set(jnp.stack([metrics[name] for name in names]))
+        def run(state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, jax.Array]:
+            last = first + count
 
-            state, log = jax.lax.fori_loop(0, count, body, (state, empty))
-            return state, dict(zip(names, log.T, strict=True))
+            def block(place: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+                start = place * width
+                early = jax.vmap(step.early)(start + jnp.arange(width, dtype=jnp.int32))
 
-        return jax.jit(run)
+                def body(number: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+                    state, log = carry
+                    own = [values[number - start] for values in early]
+                    state, metrics = one(own, state, source, number, number - first)
+                    return state, log.at[number - first].set(metrics)
+
+                return jax.lax.fori_loop(jnp.maximum(first, start), jnp.minimum(last, start + width), body, carry)
+
+            return jax.lax.fori_loop(first // width, (last + width - 1) // width, block, (state, empty))
+
+        return functools.partial(_looped, jax.jit(run), names)
 
     def _batches(self, source: Mapping[str, Any], i: jax.Array) -> Iterator[Mapping[str, jax.Array]]:
         """The batches of one step: gathered from the resident rows, or those that were fed."""
@@ -272,22 +284,13 @@ class Engine:
                 yield source["data"]
 
     def _source(self, first: int, last: int) -> dict[str, Any]:
-        """What the loop reads its keys and batches from; padded to the loop's capacity."""
-        source: dict[str, Any] = {"keys": self._step_keys(jnp.int32(first))}
+        """What the loop reads its batches from; padded to the loop's capacity."""
         first, last, length = (n * self.batches_per_step for n in (first, last, self._capacity))
         if self._resident is None:
-            source["fed"] = {name: _padded(a, length) for name, a in self.feed.batches(first, last).items()}
-            return source
-        source["data"] = self._resident
-        if self.batch_size < self.rows:
-            source["indices"] = _padded(self.feed.indices(first, last).astype(np.int32), length)
-        return source
-
-    @functools.cached_property
-    def _step_keys(self) -> Callable[[jax.Array], jax.Array]:
-        """The keys of all steps of a chunk, made at once: one by one they are a sixth of a small program's step."""
-        steps = jnp.arange(self._capacity)
-        return jax.jit(lambda first: jax.vmap(functools.partial(self._key, STEPS))(first + steps))
+            return {"fed": {name: _padded(a, length) for name, a in self.feed.batches(first, last).items()}}
+        if self.batch_size == self.rows:
+            return {"data": self._resident}
+        return {"data": self._resident, "indices": _padded(self.feed.indices(first, last).astype(np.int32), length)}
 
     @functools.cached_property
     def _capacity(self) -> int:
@@ -314,7 +317,7 @@ class Engine:
         return key
 
     def _scope(self, training: bool = True, program: Program | None = None) -> Any:
-        return Scope(self._device, self.options.precision, training, self._fns if program is None else [])
+        return Scope(self._device, self.options.precision, training, self._modules if program is None else [])
 
     def _scaled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A callable whose data plates stand for all rows; one that states its N is left alone."""
@@ -353,13 +356,23 @@ class Share:
         return {name: value for name, value in params.items() if name in self.names}
 
 
-def _called(one: Callable, state: State, source: Any, first: jax.Array, count: jax.Array) -> tuple[State, dict]:
+def _looped(
+    run: Callable, names: list[str], state: State, source: Any, first: int, count: int
+) -> tuple[State, dict[str, np.ndarray]]:
+    """The steps in one call."""
+    state, log = run(state, source, np.int32(first), np.int32(count))
+    return state, dict(zip(names, np.asarray(log)[:count].T, strict=True))
+
+
+def _called(
+    one: Callable, names: list[str], state: State, source: Any, first: int, count: int
+) -> tuple[State, dict[str, np.ndarray]]:
     """The steps one call at a time."""
-    logs = []
-    for i in range(int(count)):
-        state, metrics = one(state, source, first, jnp.int32(i))
-        logs.append(metrics)
-    return state, {name: np.stack([log[name] for log in logs]) for name in logs[0]}
+    log = []
+    for i in range(count):
+        state, metrics = one(state, source, np.int32(first + i), np.int32(i))
+        log.append(metrics)
+    return state, dict(zip(names, np.stack(log).T, strict=True))
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:

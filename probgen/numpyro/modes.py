@@ -16,12 +16,17 @@ from typing import Any
 EVALUATION = {"deterministic": True, "use_running_average": True, "inference": True}
 
 
-@contextlib.contextmanager
-def mode(training: bool, *fns: Callable[..., Any] | None) -> Iterator[None]:
+def mode(training: bool, *fns: Callable[..., Any] | None) -> contextlib.AbstractContextManager[None]:
     """Run a block with every module behind the callables in train or in eval mode."""
+    return mode_of(training, modules_of(*fns))
+
+
+@contextlib.contextmanager
+def mode_of(training: bool, modules: list[Any]) -> Iterator[None]:
+    """The same for modules that are known."""
     changed = []
     try:
-        for module in modules_of(*fns):
+        for module in modules:
             for attribute, evaluating in EVALUATION.items():
                 before = getattr(module, attribute, None)
                 if isinstance(before, bool):

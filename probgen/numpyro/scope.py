@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from probgen.errors import ProbgenError
-from probgen.numpyro.modes import mode
+from probgen.numpyro.modes import mode_of
 
 
 class Scope:
     """Precision, device and the modules' mode for a block of code; nothing global stays changed."""
 
-    def __init__(self, device: jax.Device, precision: str, training: bool, fns: list[Callable]) -> None:
-        self.contexts = [precision_scope(precision), jax.default_device(device), mode(training, *fns)]
+    def __init__(self, device: jax.Device, precision: str, training: bool, modules: list[Any]) -> None:
+        self.contexts = [precision_scope(precision), jax.default_device(device), mode_of(training, modules)]
 
     def __enter__(self) -> None:
         for context in self.contexts:

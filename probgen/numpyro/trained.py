@@ -18,7 +18,7 @@ from numpyro.handlers import seed, substitute, trace, uncondition
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepared, to_numpy, unnamed
-from probgen.numpyro.modes import mode
+from probgen.numpyro.modes import mode, modules_of
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
@@ -286,7 +286,7 @@ class Trained:
 
     def _scope(self) -> Any:
         fns = [self._program.model, self._program.guide] if hasattr(self, "_program") else []
-        return Scope(self._device, self.precision, False, fns)
+        return Scope(self._device, self.precision, False, modules_of(*fns))
 
     def _rows_first(self, value: jax.Array, name: str) -> jax.Array:
         axis = _row_axis(self.structure.model.get(name) or self.structure.guide[name])
