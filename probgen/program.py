@@ -170,13 +170,15 @@ class Structure:
         """The guide's sites whose KL may be taken in closed form.
 
         KL(q(z_s | ·) ‖ p(z_s | ·)) replaces log q − log p at site s without bias only if p's distribution there
-        depends on nothing that the guide draws at or after s; where the guide runs against the model it does.
+        depends on nothing that the guide draws at or after s, as it does where the guide runs against the model, and
+        on no latent that is summed out.
         """
         order = {name: i for i, name in enumerate(self.guide)}
         exact = []
         for name in self.sampled:
-            later = [p for p in self.model[name].parents if order.get(p, -1) >= order[name]]
-            if not later and not self.model[name].enumerated and not self.guide[name].enumerated:
+            parents = self.model[name].parents
+            open_ended = [p for p in parents if order.get(p, -1) >= order[name] or p in self.enumerated]
+            if not open_ended and not self.model[name].enumerated and not self.guide[name].enumerated:
                 exact.append(name)
         return tuple(exact)
 
