@@ -51,10 +51,12 @@ class SVI(numpyro.infer.SVI):
         """`num_steps` steps in one compiled scan, without a progress bar unless `progress_bar=True`.
 
         With `batch_size`, every step sees that many rows of those arrays among `args` that are as long as the first,
-        in an order that is a function of (key, epoch), and plates as long as the batch stand for all rows.
+        in an order that is a function of (key, epoch), and plates as long as the batch stand for all rows; such a
+        scan has no progress bar.
         """
         if batch_size is None or batch_size >= len(args[0]):
             return super().run(rng_key, num_steps, *args, **{"progress_bar": False, **kwargs})
+        kwargs.pop("progress_bar", None)
         state, init_params = kwargs.pop("init_state", None), kwargs.pop("init_params", None)
         arrays, rows, per_epoch = tuple(map(jnp.asarray, args)), len(args[0]), len(args[0]) // batch_size
         init_key, order_key = jax.random.split(rng_key)
