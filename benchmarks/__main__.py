@@ -20,7 +20,7 @@ from benchmarks.problems import PROBLEMS
 from benchmarks.worker import in_own_process
 
 SECTIONS = ("pyro-small", "pyro-medium", "pyro-conv", "numpyro-small", "first-loss", "memory", "growth", "cuda")
-BLOCK = {"small": 50, "medium": 10, "conv": 5}  # steps of a block
+BLOCK = {"small": 100, "medium": 25, "conv": 20}  # steps of a block, at least a fifth of a chunk of `fit`
 STOCK, DROP_IN, ADVANCE = "pyro.infer.SVI.step", "probgen.pyro.SVI.step", "probgen.fit (Engine.advance)"
 HAND, HAND_FED, IDIOM = "by hand, whole step", "by hand, whole step + gather", "by hand, loss only compiled"
 UPDATE, SCAN = "jitted svi.update", "by hand, lax.scan + gather"
@@ -80,7 +80,7 @@ def _version(name: str) -> str:
 def _steps(section: str, pairs: int) -> None:
     """Milliseconds a step and ratios, on one backend and problem."""
     backend, _, name = section.partition("-")
-    result = in_own_process(backend, name=name, pairs=pairs, steps=BLOCK[name] * (2 if backend == "numpyro" else 1))
+    result = in_own_process(backend, name=name, pairs=pairs, steps=BLOCK[name])
     times = {contender: np.array(values) for contender, values in result["times"].items()}
     _print_times(f"{backend}: VAE {PROBLEMS[name].words}", times, result["ready"])
     comparisons = PYRO[name] if backend == "pyro" else NUMPYRO

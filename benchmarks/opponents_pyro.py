@@ -7,7 +7,7 @@ common idiom, a compiled loss with `torch.optim.Adam(fused=True)` outside. Both 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,30 +17,48 @@ B1, B2, EPS = 0.9, 0.999, 1e-8
 
 
 class Parameters:
-    """The weights of encoder and decoder as one flat vector, and the way back."""
+    """The weights of the zoo's encoder and decoder as one flat vector, in the order of their layers, and the way back."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
-        self.encoder, self.decoder = encoder, decoder
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, inner: tuple[int, ...] | None = None) -> None:
         named = [(f"encoder.{n}", p) for n, p in encoder.named_parameters()]
         named += [(f"decoder.{n}", p) for n, p in decoder.named_parameters()]
         self.names, self.shapes = [n for n, _ in named], [p.shape for _, p in named]
+        self.sizes = [shape.numel() for shape in self.shapes]
         self.vector = torch.cat([p.detach().reshape(-1) for _, p in named])
+        self.inner = inner
 
-    def views(self, vector: Tensor) -> dict[str, Tensor]:
-        pieces = vector.split([shape.numel() for shape in self.shapes])
-        return {n: piece.view(shape) for n, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
-
-    def called(self, part: str, weights: Mapping[str, Tensor], value: Tensor) -> Tensor:
-        own = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
-        return torch.func.functional_call(getattr(self, part), own, value)
+    def views(self, vector: Tensor) -> list[Tensor]:
+        return [piece.view(shape) for piece, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
 
 
-def negative_elbo(parameters: Parameters, weights: Mapping[str, Tensor], x: Tensor, closed: bool) -> Tensor:
+def dense(weights: Sequence[Tensor], x: Tensor, noise: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """(mean, log scale, noise, z, logits) of the dense VAE."""
+    w1, b1, w2, b2, w3, b3, w4, b4 = weights
+    mean, log_scale = F.linear(F.relu(F.linear(x.flatten(1), w1, b1)), w2, b2).chunk(2, -1)
+    e = noise(mean)
+    z = mean + log_scale.exp() * e
+    return mean, log_scale, e, z, F.linear(F.relu(F.linear(z, w3, b3)), w4, b4)
+
+
+def convolutional(
+    weights: Sequence[Tensor], x: Tensor, noise: Callable[[Tensor], Tensor], inner: tuple[int, ...]
+) -> tuple[Tensor, ...]:
+    """The same of the convolutional one."""
+    k1, c1, k2, c2, w1, b1, w2, b2, k3, c3, k4, c4 = weights
+    h = F.relu(F.conv2d(x[:, None], k1, c1, stride=2, padding=1))
+    h = F.relu(F.conv2d(h, k2, c2, stride=2, padding=1)).flatten(1)
+    mean, log_scale = F.linear(h, w1, b1).chunk(2, -1)
+    e = noise(mean)
+    z = mean + log_scale.exp() * e
+    h = F.relu(F.linear(z, w2, b2)).view(-1, *inner)
+    h = F.relu(F.conv_transpose2d(h, k3, c3, stride=2, padding=1))
+    return mean, log_scale, e, z, F.conv_transpose2d(h, k4, c4, stride=2, padding=1).flatten(1)
+
+
+def negative_elbo(weights: Sequence[Tensor], x: Tensor, closed: bool, inner: tuple[int, ...] | None) -> Tensor:
     """−ELBO in nats per datum; the KL in closed form, or at the draw of z as `Trace_ELBO` takes it."""
-    mean, log_scale = parameters.called("encoder", weights, x).chunk(2, -1)
-    noise = torch.randn_like(mean)
-    z = mean + log_scale.exp() * noise
-    logits = parameters.called("decoder", weights, z)
+    run = dense(weights, x, torch.randn_like) if inner is None else convolutional(weights, x, torch.randn_like, inner)
+    mean, log_scale, noise, z, logits = run
     nll = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
     if closed:
         kl = (0.5 * ((2 * log_scale).exp() + mean**2 - 1) - log_scale).sum()
@@ -51,7 +69,7 @@ def negative_elbo(parameters: Parameters, weights: Mapping[str, Tensor], x: Tens
 
 def gradients(parameters: Parameters, vector: Tensor, x: Tensor, closed: bool) -> tuple[Tensor, Tensor]:
     """The gradient with respect to the flat vector, and the loss."""
-    return torch.func.grad_and_value(lambda v: negative_elbo(parameters, parameters.views(v), x, closed))(vector)
+    return torch.func.grad_and_value(lambda v: negative_elbo(parameters.views(v), x, closed, parameters.inner))(vector)
 
 
 def whole(
@@ -81,11 +99,11 @@ def whole(
 
 def loss_only(parameters: Parameters, lr: float, closed: bool, device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """`step(x)` with a compiled loss and a fused Adam outside."""
-    weights = {n: nn.Parameter(w.to(device, copy=True)) for n, w in parameters.views(parameters.vector).items()}
-    adam = torch.optim.Adam(weights.values(), lr, fused=True)
+    weights = [nn.Parameter(w.to(device, copy=True)) for w in parameters.views(parameters.vector)]
+    adam = torch.optim.Adam(weights, lr, fused=True)
 
-    def loss_of(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return negative_elbo(parameters, weights, x, closed)
+    def loss_of(weights: list[Tensor], x: Tensor) -> Tensor:
+        return negative_elbo(weights, x, closed, parameters.inner)
 
     compiled = torch.compile(loss_of, fullgraph=True, **_how(device))
 

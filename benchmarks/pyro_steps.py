@@ -29,7 +29,8 @@ def parameters(problem: Problem, seed: int = 0) -> Parameters:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if problem.network == "conv":
-            return Parameters(*convolutional((problem.side, problem.side), problem.z_dim, problem.hidden))
+            encoder, decoder = convolutional((problem.side, problem.side), problem.z_dim, problem.hidden)
+            return Parameters(encoder, decoder, inner=decoder[2].unflattened_size)
         return Parameters(*dense(problem.side**2, problem.z_dim, problem.hidden))
 
 

@@ -1,0 +1,136 @@
+"""The benchmarks compare like with like: the steps written by hand take the same steps, and ratios are what they say.
+
+Nothing here is timed.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.pairs import Ratio, ratio, rounds
+from benchmarks.problems import LR, PROBLEMS, setting
+
+TINY = {
+    "dense": replace(PROBLEMS["small"], rows=256),
+    "conv": replace(PROBLEMS["conv"], side=8, hidden=16, z_dim=4, batch=16, rows=64),
+}
+
+
+def test_a_ratio_is_the_median_of_pairs_and_its_interval_covers_it():
+    # 400 tables of 40 pairs with a true median of 1.3: a 95 % interval misses it in 20 of them, a bootstrapped median
+    # somewhat more often; 45 or more at a true 7 % has a probability below 1e-3.
+    rng, misses = np.random.default_rng(0), 0
+    for seed in range(400):
+        machine = rng.lognormal(0, 1, 40)  # what slows the machine slows both
+        found = ratio(1.3 * machine * rng.lognormal(0, 0.1, 40), machine, resamples=500, seed=seed)
+        misses += not found.low <= 1.3 <= found.high
+        assert found.low <= found.median <= found.high and found.pairs == 40
+    assert misses < 45
+
+
+def test_an_interval_that_holds_one_is_equal_and_meets_every_upper_bound():
+    from benchmarks.__main__ import verdict
+
+    same, slower = Ratio(1.07, 0.99, 1.12, 20), Ratio(1.07, 1.06, 1.12, 20)
+    assert same.equal and str(same).startswith("equal") and verdict(same, "≤ 1.05") == "met"
+    assert not slower.equal and verdict(slower, "≤ 1.05") == "missed"
+    assert verdict(Ratio(6.5, 6.1, 6.9, 20), "≥ 6") == "met" and verdict(Ratio(5.9, 5.5, 6.4, 20), "≥ 6") == "missed"
+    with pytest.raises(ValueError, match="equally long"):
+        ratio(np.ones(3), np.ones(4))
+
+
+def test_contenders_take_turns_in_an_order_that_rotates():
+    ran, clock = [], iter(range(1000))
+    runs = {name: (lambda steps, name=name: ran.append(name), 2) for name in "abc"}
+    times = rounds(runs, 3, clock=lambda: next(clock))
+    assert "".join(ran) == "aabbcc" + "abcbcacab"
+    assert all(np.array_equal(values, [0.5, 0.5, 0.5]) for values in times.values())
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_the_pyro_step_by_hand_is_the_engines_step(network):
+    torch = pytest.importorskip("torch")
+    from benchmarks.opponents_pyro import gradients
+    from benchmarks.pyro_steps import parameters
+    from probgen.pyro import ELBO, Engine
+
+    problem = TINY[network]
+    made = setting(problem, "pyro", compile=False)
+    for closed, loss in ((True, ELBO()), (False, ELBO(kl="sampled"))):
+        engine = Engine(made.program, loss, made.feed, made.options)
+        state, hand = engine.start(), parameters(problem)
+        start = dict(zip(hand.names, hand.views(hand.vector), strict=True))
+        own = {name.replace("$$$", "."): name for name in engine.step.trainees["program"].names}
+        assert set(own) == set(hand.names)
+        named = {own[name]: value for name, value in start.items()}
+        state["params/program"] = torch.cat([named[n].reshape(-1) for n in engine.step.trainees["program"].names])
+        x = engine._tensors(made.feed.batch(0))
+        with engine._scope(), torch.no_grad():
+            torch.manual_seed(5)
+            value, _, grad, _ = engine.step.gradient(state, "program", torch.tensor(0.0), x)
+            grads = engine.step.views(engine.step.trainees["program"].names, grad)
+            torch.manual_seed(5)
+            by_hand, loss_by_hand = gradients(hand, hand.vector, x["x"], closed)
+        assert torch.allclose(value, loss_by_hand, rtol=1e-5)
+        for name, gradient in zip(hand.names, hand.views(by_hand), strict=True):
+            assert torch.allclose(grads[own[name]], gradient, rtol=1e-3, atol=1e-5), name
+
+
+def test_the_pyro_opponents_take_adams_steps(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from benchmarks import opponents_pyro
+    from benchmarks.pyro_steps import parameters
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    start, x = parameters(TINY["dense"]), torch.bernoulli(torch.full((16, 8, 8), 0.5))
+    fed = opponents_pyro.whole(start, LR, closed=True)
+    steps = (
+        opponents_pyro.whole(start, LR, closed=True),
+        lambda x: fed(torch.cat([x, 1 - x]), torch.arange(16)),  # the same batch, gathered
+        opponents_pyro.loss_only(start, LR, closed=True),
+    )
+    losses = []
+    for step in steps:
+        torch.manual_seed(1)
+        losses.append([step(x).item() for _ in range(20)])
+    assert losses[0][-1] < losses[0][0] - 0.5
+    np.testing.assert_array_equal(losses[0], losses[1])
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-4)
+
+
+def test_the_numpyro_scan_by_hand_takes_the_engines_steps():
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+    from numpyro import handlers
+
+    from benchmarks.numpyro_steps import networks
+    from benchmarks.opponents_numpyro import negative_elbo, scan
+    from probgen.numpyro import Engine
+
+    problem = TINY["dense"]
+    made = setting(problem, "numpyro")
+    engine = Engine(made.program, None, made.feed, made.options)
+    state, x = engine.start(), jnp.asarray(made.feed.batch(0)["x"], jnp.float32)
+    guide = handlers.seed(engine.program.guide, jax.random.split(engine._key(1, 0))[1])
+    values = engine.leaves.constrained(state["params"])
+    own = handlers.trace(handlers.substitute(guide, data=values)).get_trace(x=x)["z"]["kwargs"]["rng_key"]
+    loss, grads = jax.value_and_grad(negative_elbo)(state["params"], own, x, networks(problem), True)
+    share, player = engine.players["program"], engine.by.players(engine.program)["program"]
+    with engine._scope():
+        value, _, _, theirs = engine._value_and_grad(share, player, state["params"], {}, engine._key(1, 0), {"x": x})
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+    carried, chunk = scan(networks(problem), state["params"], LR)
+    _, by_hand = chunk(carried, jax.random.key(0), jnp.asarray(made.feed.resident()["x"], jnp.float32),
+                       jnp.asarray(made.feed.indices(0, 200), jnp.int32))  # fmt: skip
+    _, metrics = engine.advance(state, 0, 200)
+    # Other noise, the same course: the mean of the last 50 losses differs by less than 4 SE ≈ 0.2 nats.
+    assert abs(float(by_hand[-50:].mean()) - metrics["loss"][-50:].mean()) < 0.2
+    assert metrics["loss"][-50:].mean() < metrics["loss"][0] - 5
