@@ -1,9 +1,9 @@
 """probgen: deep generative models written as probabilistic programs, on Pyro and NumPyro.
 
-    data = probgen.load_data("digits")
-    program = probgen.load("vae", data, z_dim=2)
-    run = probgen.fit(program, data, epochs=50)
-    run.sample(64)["x"], run.posterior(data.test), run.evaluate(data.test)
+data = probgen.load_data("digits")
+program = probgen.load("vae", data, z_dim=2)
+run = probgen.fit(program, data, epochs=50)
+run.sample(64)["x"], run.posterior(data.test), run.evaluate(data.test)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOMES = {
     "list_models": "zoo",
     "load_data": "data",
     "Data": "data",
-    "Options": "fit",
+    "Options": "recipe",
     "Run": "run",
     "Program": "program",
     "Player": "program",
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from probgen.data import Data as Data
     from probgen.data import load_data as load_data
     from probgen.errors import ProbgenError as ProbgenError
-    from probgen.fit import Options as Options
     from probgen.program import Player as Player
     from probgen.program import Program as Program
+    from probgen.recipe import Options as Options
     from probgen.run import Run as Run
     from probgen.schedules import Cosine as Cosine
     from probgen.schedules import Linear as Linear

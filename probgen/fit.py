@@ -8,10 +8,9 @@ uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +22,17 @@ from probgen.errors import ProbgenError
 from probgen.feed import Feed, evaluation_batches
 from probgen.folder import Folder
 from probgen.interrupts import Interrupts
-from probgen.options import conforming, wanted
 from probgen.prepare import Preparation
 from probgen.program import Program, backend_of
 from probgen.progress import Progress
+from probgen.recipe import SILENT, Options, resolved
 from probgen.run import Run, described, loss_text, write_description
 from probgen.schedules import Schedule
 from probgen.supports import refuse_outside
 
-COMPILE_PAYS_FROM = 16_000  # steps of a small program on a CPU: about 12 s of compiling, 0.8 ms saved a step
 SAVE_EVERY = 15.0  # seconds between checkpoints
 CHUNK = 100  # steps a chunk has at least, in whole epochs; long epochs are cut into pieces of five times that
 VALIDATION_BATCH = 1024
-
-
-class _Silent:
-    """The default of an argument that was not given: the program's own recipe decides."""
-
-    def __repr__(self) -> str:
-        return "<the program's default>"
-
-
-SILENT: Any = _Silent()
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a program is trained; what `fit` resolves its arguments to and a run folder keeps.
-
-    `steps` gradient steps on batches of `batch_size` rows (None: all); `lr` and `optimizer` may be mappings by
-    player; `schedule` multiplies `lr` by step; `clip` is the largest gradient norm; `ema` the decay of averaged
-    weights; `patience` the number of validations without improvement that end the run.
-    """
-
-    steps: int
-    batch_size: int | None = 128
-    lr: Any = 1e-3
-    optimizer: Any = "adam"
-    schedule: Schedule | None = None
-    clip: float | None = None
-    ema: float | None = None
-    patience: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "32"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name, annotation in _KINDS.items():
-            value = conforming(getattr(self, name), annotation)
-            if value is Ellipsis:
-                raise ProbgenError(f"`{name}` must be {wanted(annotation)}, not {getattr(self, name)!r}")
-            object.__setattr__(self, name, value)
-        for name, ok, words in (
-            ("steps", self.steps >= 0, "0 or more"),
-            ("seed", 0 <= self.seed < 2**63, "0 or more, and below 2**63"),
-            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1, or None for all rows"),
-            ("clip", self.clip is None or self.clip > 0, "positive"),
-            ("ema", self.ema is None or 0 <= self.ema < 1, "between 0 and 1"),
-            ("patience", self.patience is None or self.patience >= 1, "at least 1"),
-            ("lr", _is_rate(self.lr), "a positive number, or a mapping of such by player"),
-        ):
-            if not ok:
-                raise ProbgenError(f"`{name}` is {getattr(self, name)!r}: it must be {words}")
-        if self.schedule is not None and not callable(self.schedule):
-            raise ProbgenError(
-                f"`schedule` must be a function of the step, e.g. Cosine(1, 0, 5000), not {self.schedule!r}"
-            )
-
-
-_KINDS = {
-    "steps": int, "batch_size": int | None, "clip": float | None, "ema": float | None, "patience": int | None,
-    "seed": int, "device": str, "precision": str, "compile": bool,
-}  # fmt: skip
-
-
-def _is_rate(lr: Any) -> bool:
-    if isinstance(lr, Mapping):
-        return bool(lr) and all(map(_is_rate, lr.values()))
-    number = conforming(lr, float)
-    return callable(lr) if number is Ellipsis else 0 < number < math.inf
 
 
 def fit(
@@ -167,7 +97,7 @@ def fit(
     program = program if by is None else program.learned_by(by)
     if resume:
         return _resumed(program, data, out, steps, epochs, on_chunk, progress)
-    options = _options(program, data, steps, epochs, asked, compile)
+    options = resolved(program, data, steps, epochs, asked, compile)
     fit = _Fit(program, data, options, on_chunk, progress, None if by is None else repr(by))
     return fit.run(None if out is None else Folder.create(out))  # made last: what is refused leaves no folder
 
@@ -178,36 +108,6 @@ def resume(path: str | Path, data: Any = None, on_chunk: Any = None, progress: b
     return _resumed(
         run.program, load_data(data) if data is not None else run.data, path, None, None, on_chunk, progress
     )
-
-
-def _options(
-    program: Program, data: Data, steps: int | None, epochs: float | None, asked: Mapping[str, Any], compile: bool | str
-) -> Options:
-    known = {field.name for field in fields(Options)} | {"epochs"}
-    unknown = [name for name in program.defaults if name not in known]
-    if unknown:
-        raise ProbgenError(
-            f"the program's defaults name {unknown[0]!r}, which is no option of fit: {', '.join(sorted(known))}"
-        )
-    recipe = {**program.defaults, **asked}
-    default_epochs, default_steps = recipe.pop("epochs", None), recipe.pop("steps", None)
-    if steps is None and epochs is None:
-        steps, epochs = default_steps, default_epochs if default_steps is None else None
-    if steps is not None and epochs is not None:
-        raise ProbgenError("give `steps` or `epochs`, not both")
-    if steps is None:
-        epochs = 100 if epochs is None else epochs
-        if conforming(epochs, float) is Ellipsis or not 0 <= epochs < math.inf:
-            raise ProbgenError(f"`epochs` is {epochs!r}: it must be a number, 0 or more")
-        batch = recipe.get("batch_size", 128)
-        rows = len(data.train)
-        per_epoch = max(1, rows // min(batch or rows, rows)) if rows else 1
-        steps = round(epochs * per_epoch)
-    if compile not in (True, False, "auto"):
-        raise ProbgenError(f'`compile` must be True, False or "auto", not {compile!r}')
-    options = Options(steps=int(steps) if isinstance(steps, float) and steps.is_integer() else steps, **recipe)
-    cuda = options.device.startswith("cuda") or (options.device == "auto" and backend_of(program).has_cuda())
-    return replace(options, compile=(cuda or options.steps >= COMPILE_PAYS_FROM) if compile == "auto" else compile)
 
 
 def _resumed(
@@ -234,7 +134,7 @@ def _resumed(
     kept = run.options
     options = run.read("options", lambda kept: Options(**{**kept, "schedule": _schedule(kept["schedule"])}))
     if steps is not None or epochs is not None:
-        options = replace(options, steps=_options(program, data, steps, epochs, asdict(options), options.compile).steps)
+        options = replace(options, steps=resolved(program, data, steps, epochs, asdict(options), options.compile).steps)
     if run.finished and options.steps <= kept["steps"]:
         return run
     return _Fit(program, data, options, on_chunk, progress, run.config["by_given"]).run(folder, resume=True)
@@ -384,7 +284,9 @@ class _Fit:
             self.seconds += took
             piece = max(1, int((last - step) * 0.5 / took))
             step = last
-            self.progress.show(step, float(metrics["loss"][-1]), self.rows[-1].get("valid_loss") if self.rows else None)
+            if step < end:  # at the end of a chunk its row is shown
+                valid = self.rows[-1].get("valid_loss") if self.rows else None
+                self.progress.show(step, float(metrics["loss"][-1]), valid)
             if interrupts.asked:
                 return state, step, True
         return state, step, False

@@ -183,9 +183,7 @@ class Structure:
         return tuple(exact)
 
 
-def arguments(
-    fn: Callable[..., Any], arrays: Mapping[str, Any], like: Callable[..., Any] | None = None
-) -> dict:
+def arguments(fn: Callable[..., Any], arrays: Mapping[str, Any], like: Callable[..., Any] | None = None) -> dict:
     """The arrays that `fn` is called with, by keyword.
 
     Those it names; with `*args` or `**kwargs` alone (an autoguide) those that `like` names; a single array binds
