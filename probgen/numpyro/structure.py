@@ -29,6 +29,7 @@ from probgen.numpyro.modes import mode
 from probgen.numpyro.provenance import eval_provenance
 from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers, refuse_unguided
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
+from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
 PARTS = ("sample", "deterministic")
@@ -61,7 +62,8 @@ def structure_of(
         if site["type"] == "sample" and site["is_observed"]:
             refuse_shape(name, tuple(jnp.shape(site["value"])), tuple(site["fn"].shape()), site["fn"].event_dim)
     sizes = _plate_sizes(p, q)
-    _refuse_self_subsampling(sizes, batch, rows or batch)
+    for name, (full, size) in sizes.items():
+        refuse_self_subsampling(name, full, size, batch, rows or batch)
     # An autoguide remembers the plates of its first batch, so it is not asked again.
     fns = (model,) if isinstance(program.guide, AutoGuide) else (model, guide)
     data_plates = following(lambda other: _abstract_sizes(fns, (), other, params), sizes, arrays)
@@ -72,7 +74,8 @@ def structure_of(
         states_rows=any(sizes[name][0] != sizes[name][1] for name in data_plates),
         arrays=_use_of_arrays(model, program, arrays, params, p),
     )
-    _refuse_local_autoguide(program, structure, batch, rows or batch)
+    if isinstance(program.guide, AutoGuide):
+        refuse_local_autoguide(type(program.guide).__name__, structure, batch, rows or batch)
     return structure
 
 
@@ -160,24 +163,6 @@ def _abstract_sizes(
 
     jax.eval_shape(run, args, dict(kwargs))
     return found
-
-
-def _refuse_self_subsampling(sizes: Mapping[str, tuple[int, int]], batch: int, rows: int) -> None:
-    for name, (full, size) in sizes.items():
-        if full == batch < rows and size < batch:
-            raise ProbgenError(
-                f"the plate {name!r} subsamples {size} of the {batch} rows of a minibatch that is itself a part of the "
-                f"{rows} rows: give batch_size=None so that the program gets whole arrays"
-            )
-
-
-def _refuse_local_autoguide(program: Program, structure: Structure, batch: int, rows: int) -> None:
-    local = [name for name, site in structure.sampled.items() if site.local]
-    if isinstance(program.guide, AutoGuide) and local and batch < rows:
-        raise ProbgenError(
-            f"the autoguide {type(program.guide).__name__} keeps one value per row for the local latent {local[0]!r}, "
-            "which minibatches cannot share: give batch_size=None, or write a guide that computes it from the data"
-        )
 
 
 def parents(

@@ -12,7 +12,7 @@ import numpy as np
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
-from probgen.errors import ProbgenError
+from probgen import refusals
 from probgen.program import Program, arguments
 
 Trace = dict[str, dict[str, Any]]
@@ -112,9 +112,7 @@ def refuse_unguided(p: Trace, q: Trace) -> None:
     """Raise for a latent that the guide does not draw and that is not enumerated."""
     for name, site in p.items():
         if site["type"] == "sample" and not site["is_observed"] and name not in q and not enumerated(site):
-            discrete = site["fn"].has_enumerate_support
-            mark = 'mark it infer={"enumerate": "parallel"} or ' if discrete else ""
-            raise ProbgenError(f"the latent {name!r} has neither a guide nor enumeration: {mark}draw it in the guide")
+            refusals.refuse_unguided(name, site["fn"].has_enumerate_support)
 
 
 def own_containers(tree: Any) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
+from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling, refuse_unguided
 from probgen.supports import refuse_shape
 
 
@@ -177,8 +178,10 @@ def structure_of(program: Program, arrays: Mapping[str, Tensor], rows: int, seed
     structure = plan_structure(model, guide, (), arrays, seed)
     batch = rows_of(arrays)
     q, p = _run_pair(model, guide, (), arrays, seed)
-    _refuse_self_subsampling(_frames(q) | _frames(p), batch, rows)
-    _refuse_local_autoguide(program, structure, batch, rows)
+    for frame in (_frames(q) | _frames(p)).values():
+        refuse_self_subsampling(frame.name, frame.full_size, frame.size, batch, rows)
+    if isinstance(program.guide, AutoGuide):
+        refuse_local_autoguide(type(program.guide).__name__, structure, batch, rows)
     return replace(structure, arrays=_use_of_arrays(model, program, arrays, seed))
 
 
@@ -228,31 +231,7 @@ def _data_plates(
 def _refuse_unguided(p: poutine.Trace, q: poutine.Trace) -> None:
     for name, site in p.nodes.items():
         if is_sample(site) and not site["is_observed"] and name not in q.nodes and not marked(site):
-            discrete = getattr(site["fn"], "has_enumerate_support", False)
-            cure = (
-                'mark it infer={"enumerate": "parallel"} or draw it in the guide'
-                if discrete
-                else "draw it in the guide"
-            )
-            raise ProbgenError(f"the latent {name!r} has neither a guide nor enumeration: {cure}")
-
-
-def _refuse_self_subsampling(frames: Mapping[str, Any], batch: int, rows: int) -> None:
-    for name, frame in frames.items():
-        if frame.full_size == batch < rows and frame.size < batch:
-            raise ProbgenError(
-                f"the plate {name!r} subsamples {frame.size} of the {batch} rows of a minibatch that is itself a part of "
-                f"the {rows} rows: give batch_size=None so that the program gets whole arrays"
-            )
-
-
-def _refuse_local_autoguide(program: Program, structure: Structure, batch: int, rows: int) -> None:
-    local = [name for name, site in structure.sampled.items() if site.local]
-    if isinstance(program.guide, AutoGuide) and local and batch < rows:
-        raise ProbgenError(
-            f"the autoguide {type(program.guide).__name__} keeps one value per row for the local latent {local[0]!r}, which "
-            "minibatches cannot share: give batch_size=None, or write a guide that computes it from the data"
-        )
+            refuse_unguided(name, getattr(site["fn"], "has_enumerate_support", False))
 
 
 def _sites(trace: poutine.Trace, data_plates: tuple[str, ...], parents: Mapping[str, tuple]) -> dict[str, Site]:
