@@ -161,7 +161,7 @@ class _Fit:
         self.preparation = Preparation.of(program.prepare, data)
         self.feed = Feed(data.train, self.preparation, options.batch_size, options.seed)
         with self._told():
-            self.engine = backend_of(program).Engine(program, program.by, self.feed, options)
+            self.engine = backend_of(program).engine_of(program, program.by, self.feed, options)
         self.per_epoch = max(1, self.feed.steps_per_epoch // getattr(self.engine, "batches_per_step", 1))
         with self._told():
             self.validation = self._validation()
@@ -241,6 +241,7 @@ class _Fit:
                     interrupts.leave(self.folder)
                 self._row(state, step, partial)
                 partial = {}
+                self.best["stopped"] |= self._converged(state)
                 last = step == self.options.steps or self.best["stopped"]
                 if last or time.monotonic() - self.saved_at > SAVE_EVERY:
                     self._save(state, step, partial)
@@ -253,12 +254,17 @@ class _Fit:
         return self._as_run(state)
 
     def _ends(self, step: int) -> Iterator[int]:
-        """Where chunks end: whole epochs of at least CHUNK steps, or even pieces of a long epoch."""
-        epoch, total = self.per_epoch, self.options.steps
+        """Where chunks end: whole epochs of at least CHUNK steps, or even pieces of a long epoch.
+
+        An engine may have a length of its own: EM keeps a row of every step.
+        """
+        epoch, total, own = self.per_epoch, self.options.steps, getattr(self.engine, "chunk", None)
         if self.best["stopped"]:
             return
         while step < total:
-            if epoch <= 5 * CHUNK:
+            if own is not None:
+                end = (step // own + 1) * own
+            elif epoch <= 5 * CHUNK:
                 length = epoch * -(-CHUNK // epoch)
                 end = (step // length + 1) * length
             else:
@@ -294,7 +300,7 @@ class _Fit:
     def _refuse_nan(self, before: Any, first: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Stop at the first step whose loss is not finite or whose gradient is NaN; `before` is the state at `first`."""
         finite = np.isfinite(metrics["loss"])
-        sound = finite & ~np.isnan(metrics["grad_norm"])
+        sound = finite & ~np.isnan(metrics.get("grad_norm", 0.0))
         if sound.all():
             return
         step = first + int(np.argmin(sound))
@@ -327,7 +333,8 @@ class _Fit:
         """One line of the curves: means over the chunk, and the validation loss after it."""
         row: dict[str, Any] = {"step": step, "epoch": step / self.per_epoch}
         row |= {name: float(np.mean(values)) for name, values in partial.items()}
-        row["lr"] = self._lr(step - 1)
+        if "grad_norm" in row:  # what takes no gradient steps has no learning rate
+            row["lr"] = self._lr(step - 1)
         if self.validation:
             with self._told():
                 row["valid_loss"] = self.engine.loss_on(state, self.validation, self.options.seed)
@@ -337,6 +344,10 @@ class _Fit:
         if self.folder is not None:
             self.folder.append_metrics(row)
         self.progress.show(step, row["loss"], row.get("valid_loss"))
+
+    def _converged(self, state: Any) -> bool:
+        """Whether the engine says that further steps change nothing."""
+        return bool(getattr(self.engine, "converged", lambda state: False)(state))
 
     def _lr(self, step: int) -> Any:
         factor = 1.0 if self.options.schedule is None else float(self.options.schedule(step))
@@ -382,4 +393,5 @@ class _Fit:
             data=self.data,
             folder=self.folder,
             structure=self.engine.structure,
+            history=getattr(self.engine, "history", lambda state: {})(state),
         )

@@ -153,6 +153,11 @@ class Structure:
         return {n: s for n, s in self.latents.items() if n in self.guide}
 
     @property
+    def unguided(self) -> dict[str, Site]:
+        """The latents that nothing accounts for: neither drawn by the guide nor summed out."""
+        return {n: s for n, s in self.latents.items() if n not in self.guide and not s.enumerated}
+
+    @property
     def has_global_latents(self) -> bool:
         """Whether some latent lies outside the data plate."""
         return any(not site.local for site in self.latents.values())

@@ -84,6 +84,13 @@ def _is_rate(lr: Any) -> bool:
     return callable(lr) if number is Ellipsis else 0 < number < math.inf
 
 
+def _own(program: Program) -> dict[str, Any]:
+    """The program's defaults, and over them those of the way it is learned: EM takes all rows, NUTS counts draws."""
+    own = dict(getattr(program.by, "defaults", {}))
+    length = {"steps", "epochs"} if own.keys() & {"steps", "epochs"} else set()
+    return {**{name: value for name, value in program.defaults.items() if name not in length}, **own}
+
+
 def resolved(
     program: Program, data: Data, steps: int | None, epochs: float | None, asked: Mapping[str, Any], compile: bool | str
 ) -> Options:
@@ -94,7 +101,7 @@ def resolved(
         raise ProbgenError(
             f"the program's defaults name {unknown[0]!r}, which is no option of fit: {', '.join(sorted(known))}"
         )
-    recipe = {**program.defaults, **asked}
+    recipe = {**_own(program), **asked}
     default_epochs, default_steps = recipe.pop("epochs", None), recipe.pop("steps", None)
     if steps is None and epochs is None:
         steps, epochs = default_steps, default_epochs if default_steps is None else None

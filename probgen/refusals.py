@@ -6,8 +6,14 @@ from probgen.errors import ProbgenError
 from probgen.program import Structure
 
 
-def refuse_unguided(name: str, discrete: bool) -> None:
+def refuse_unguided(structure: Structure) -> None:
     """A latent that the guide does not draw and that is not enumerated."""
+    for name, site in structure.unguided.items():
+        refuse_latent(name, site.discrete)
+
+
+def refuse_latent(name: str, discrete: bool) -> None:
+    """The latent `name` has no guide and is not enumerated."""
     mark = 'mark it infer={"enumerate": "parallel"} or ' if discrete else ""
     raise ProbgenError(f"the latent {name!r} has neither a guide nor enumeration: {mark}draw it in the guide")
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EXAMPLE, EVALUATION, POSTERIOR = "example.safetensors", "evaluation.json", "posterior.nc"
+HISTORY = "history/"  # before the names of the parameters that an engine exports for every step
 _REPEATED = (
     "steps", "batch_size", "lr", "optimizer", "schedule", "clip", "ema", "patience", "seed", "precision", "device", "compile",
 )  # fmt: skip
@@ -116,9 +117,10 @@ class Run:
         data: Data | None = None,
         folder: Folder | None = None,
         structure: Structure | None = None,
+        history: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._program, self._weights, self._example, self._rows = program, weights, example, rows
-        self._data, self._structure = data, structure
+        self._data, self._structure, self._history = data, structure, history
         self.config, self.folder = dict(config), folder
         self._evaluation: dict[str, Any] | None = None
         if data is not None:
@@ -186,6 +188,16 @@ class Run:
         """The curves: `step`, `loss`, `valid_loss`, `lr`, `grad_norm`, `term/<site>`, ... as lists."""
         names = dict.fromkeys(name for row in self._rows for name in row)
         return {name: [row.get(name, float("nan")) for row in self._rows] for name in names}
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Parameters before the first step and after each, [steps + 1, ...], by name; empty unless learned by EM."""
+        if self._history is None and self.folder is not None:
+            checkpoint = self.folder.last_checkpoint()
+            state = {} if checkpoint is None else checkpoint[1]
+            prefix = f"state/{HISTORY}"
+            self._history = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
+        return dict(self._history or {})
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -269,7 +281,7 @@ class Run:
         if example is None:
             example = {n.removeprefix("example/"): a for n, a in self._beside.items() if n.startswith("example/")}
         with self._told():
-            return backend_of(self.program).Trained(
+            return backend_of(self.program).trained_of(
                 self.program,
                 weights,
                 example,

@@ -72,7 +72,7 @@ class Subject:
             steps=3, batch_size=self.batch_size, lr=1e-3, optimizer="adam", schedule=None, clip=None, ema=None,
             patience=None, seed=self.seed, device="cpu", precision=precision, compile=compile,
         )  # fmt: skip
-        return self.backend.Engine(self.program, by or self.by, self.feed(self.batch_size), options)
+        return self.backend.engine_of(self.program, by or self.by, self.feed(self.batch_size), options)
 
     @property
     def by(self) -> Any:
@@ -93,4 +93,4 @@ class Subject:
     def with_weights(self, weights: dict[str, np.ndarray], program: Program | None = None) -> Any:
         """The program, or a fresh copy of it, with given weights."""
         rows = len(self.data.train)
-        return self.backend.Trained(program or self.program, weights, self.arrays, rows=rows, seed=self.seed)
+        return self.backend.trained_of(program or self.program, weights, self.arrays, rows=rows, seed=self.seed)

@@ -91,7 +91,7 @@ def test_twins_are_one_program(name, options):
     runs = [probgen.fit(program, data, steps=3, progress=False) for program in programs]
     ours, theirs = (run._weights for run in runs)
     weights = converted(theirs, ours)
-    twin = backend_of(programs[0]).Trained(programs[0], weights, arrays, rows=len(data.train))
+    twin = backend_of(programs[0]).trained_of(programs[0], weights, arrays, rows=len(data.train))
     latents = {"z": np.random.default_rng(1).normal(size=(7, 16)).astype(np.float32)}
     for a, b in zip(twin.log_joint(arrays, latents, 0), runs[1].trained.log_joint(arrays, latents, 0), strict=True):
         assert a.keys() == b.keys()

@@ -171,7 +171,7 @@ def test_pieces_and_chunks_do_not_matter(tmp_path):
         backend = importlib.import_module("probgen.numpyro" if "numpyro" in model else "probgen.pyro")
         preparation = importlib.import_module("probgen.prepare").Preparation.of(program.prepare, data)
         feed = importlib.import_module("probgen.feed").Feed(data.train, preparation, 64, 0)
-        engine = backend.Engine(program, None, feed, options)
+        engine = backend.engine_of(program, None, feed, options)
         whole, _ = engine.advance(engine.start(), 0, 40)
         state = engine.start()
         for first, last in ((0, 1), (1, 17), (17, 23), (23, 40)):

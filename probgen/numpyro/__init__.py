@@ -3,6 +3,8 @@
 from probgen.numpyro.elbo import ELBO as ELBO
 from probgen.numpyro.elbo import IWAE as IWAE
 from probgen.numpyro.engine import Engine as Engine
+from probgen.numpyro.learners import engine_of as engine_of
+from probgen.numpyro.learners import trained_of as trained_of
 from probgen.numpyro.loss import Loss as Loss
 from probgen.numpyro.loss import as_loss as as_loss
 from probgen.numpyro.scope import has_cuda as has_cuda

@@ -36,6 +36,7 @@ from probgen.numpyro.structure import structure_of
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import DataPlate, as_jax, callables
 from probgen.program import Player, Program, rows_of
+from probgen.refusals import refuse_unguided
 
 State = dict[str, Any]
 
@@ -68,6 +69,7 @@ class Engine:
             self.leaves = collect(self.program, arrays, options.seed, self._fns)
             values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
             self.structure = structure_of(self.program, arrays, values, self.rows)
+            refuse_unguided(self.structure)
             self.by.check(self.structure)
             refuse_out_of_support(*callables(self.program), arrays, values, feed.resident())
             self._refuse_unplated()

@@ -27,7 +27,7 @@ from probgen.errors import ProbgenError
 from probgen.numpyro.leaves import QUICK, collect, prepared
 from probgen.numpyro.modes import mode
 from probgen.numpyro.provenance import eval_provenance
-from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers, refuse_unguided
+from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
 from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
@@ -49,15 +49,14 @@ def structure_of(
 ) -> Structure:
     """Read sites, plates, parents and the use of the arrays off abstract runs on one batch.
 
-    `params` holds the constrained parameters and the buffers. Raises `ProbgenError` for a latent with neither guide
-    nor enumeration, an array that is read as input to its own site, a plate that subsamples a minibatch for itself,
-    and an autoguide over a local latent under minibatches.
+    `params` holds the constrained parameters and the buffers. Raises `ProbgenError` for an array that is read as
+    input to its own site, a plate that subsamples a minibatch for itself, and an autoguide over a local latent under
+    minibatches.
     """
     arrays = as_jax(arrays)
     model, guide = callables(program)
     batch = rows_of(arrays)
     p, q = _abstract_pair(model, guide, arrays, params)
-    refuse_unguided(p, q)
     for name, site in p.items():
         if site["type"] == "sample" and site["is_observed"]:
             refuse_shape(name, tuple(jnp.shape(site["value"])), tuple(site["fn"].shape()), site["fn"].event_dim)

@@ -112,7 +112,7 @@ def refuse_unguided(p: Trace, q: Trace) -> None:
     """Raise for a latent that the guide does not draw and that is not enumerated."""
     for name, site in p.items():
         if site["type"] == "sample" and not site["is_observed"] and name not in q and not enumerated(site):
-            refusals.refuse_unguided(name, site["fn"].has_enumerate_support)
+            refusals.refuse_latent(name, site["fn"].has_enumerate_support)
 
 
 def own_containers(tree: Any) -> Any:

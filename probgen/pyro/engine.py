@@ -26,6 +26,7 @@ from probgen.pyro.optim import optimizer
 from probgen.pyro.step import State, Step, Trainee
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import DataPlate, bound, callables, forked, is_sample, structure_of, tensors, whole_plates
+from probgen.refusals import refuse_unguided
 from probgen.schedules import value_at
 
 ROWS = ""  # the name of the row numbers in a batch
@@ -50,6 +51,7 @@ class Engine:
             with self.leaves.substituted(self._copies()):
                 self.structure = structure_of(program, batch, feed.rows, options.seed)
                 refuse_out_of_support(*self._callables, batch, self._all_rows, options.seed)
+            refuse_unguided(self.structure)
             self.loss.check(self.structure)
             self.divisor = self._divisor()
             self.step = Step(self.leaves, self._trainees(batch), self._objective, options.clip, options.ema)

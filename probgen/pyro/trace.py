@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
-from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling, refuse_unguided
+from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
 
@@ -146,12 +146,8 @@ def plan_structure(
     kwargs: Mapping[str, Any],
     seed: int = 0,
 ) -> Structure:
-    """Sites, plates and parents of a pair, from one run of the guide and of the model against it.
-
-    Raises `ProbgenError` for a latent that has neither guide nor enumeration.
-    """
+    """Sites, plates and parents of a pair, from one run of the guide and of the model against it."""
     q, p = _run_pair(model, guide, args, kwargs, seed)
-    _refuse_unguided(p, q)
     for name, site in p.nodes.items():
         if is_sample(site) and site["is_observed"] and isinstance(site["value"], Tensor):
             refuse_shape(name, tuple(site["value"].shape), tuple(site["fn"].shape()), site["fn"].event_dim)
@@ -170,9 +166,8 @@ def plan_structure(
 def structure_of(program: Program, arrays: Mapping[str, Tensor], rows: int, seed: int = 0) -> Structure:
     """The structure of a program on one batch of its N `rows`, with the use it makes of each array.
 
-    Raises `ProbgenError` for a latent that has neither guide nor enumeration, for an array that is read as input to
-    its own site, for a plate that subsamples a minibatch for itself, and for an autoguide that keeps one value per
-    row under minibatches.
+    Raises `ProbgenError` for an array that is read as input to its own site, for a plate that subsamples a minibatch
+    for itself, and for an autoguide that keeps one value per row under minibatches.
     """
     model, guide = callables(program)
     structure = plan_structure(model, guide, (), arrays, seed)
@@ -226,12 +221,6 @@ def _data_plates(
     after = _frames(q) | _frames(p)
     following = tuple(n for n in candidates if n not in after or batch - 1 in (after[n].size, after[n].full_size))
     return following, all(n in after and batch - 1 == after[n].size == after[n].full_size for n in following)
-
-
-def _refuse_unguided(p: poutine.Trace, q: poutine.Trace) -> None:
-    for name, site in p.nodes.items():
-        if is_sample(site) and not site["is_observed"] and name not in q.nodes and not marked(site):
-            refuse_unguided(name, getattr(site["fn"], "has_enumerate_support", False))
 
 
 def _sites(trace: poutine.Trace, data_plates: tuple[str, ...], parents: Mapping[str, tuple]) -> dict[str, Site]:
