@@ -28,6 +28,7 @@ _HOMES = {
     "ProbgenError": "errors",
     "Binarize": "steps",
     "Dequantize": "steps",
+    "Flatten": "steps",
     "Scale": "steps",
     "Standardize": "steps",
     "Logit": "steps",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from probgen.schedules import Steps as Steps
     from probgen.steps import Binarize as Binarize
     from probgen.steps import Dequantize as Dequantize
+    from probgen.steps import Flatten as Flatten
     from probgen.steps import Logit as Logit
     from probgen.steps import Scale as Scale
     from probgen.steps import Standardize as Standardize

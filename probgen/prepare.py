@@ -15,9 +15,9 @@ import numpy as np
 
 from probgen.data import ArraySpec, Data
 from probgen.errors import ProbgenError, did_you_mean
-from probgen.steps import STEPS, Binarize, Dequantize, Logit, Scale, Standardize, Step, Uniforms
+from probgen.steps import STEPS, Binarize, Dequantize, Flatten, Logit, Scale, Standardize, Step, Uniforms
 
-__all__ = ["Binarize", "Dequantize", "Logit", "Preparation", "Scale", "Standardize", "Step", "program_dtype"]
+__all__ = ["Binarize", "Dequantize", "Flatten", "Logit", "Preparation", "Scale", "Standardize", "Step", "program_dtype"]
 
 _SAMPLE_ELEMENTS = 2**23
 
@@ -138,7 +138,7 @@ def _fitted_chain(chain: Sequence[Step], data: Data, name: str) -> tuple[tuple[S
             array = _thinned(array)
         array, _ = step.forward(array, rng)
         ends = step.range(*spec.range) or (float(array.min()), float(array.max()))
-        spec = ArraySpec(spec.shape, dtype, ends, None, np.asarray(array.mean(axis=0, dtype=np.float64)))
+        spec = ArraySpec(array.shape[1:], dtype, ends, None, np.asarray(array.mean(axis=0, dtype=np.float64)))
         fitted.append(step)
     return tuple(fitted), spec
 

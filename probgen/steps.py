@@ -264,7 +264,39 @@ class Logit(Step):
         return float(ends[0]), float(ends[1])
 
 
-STEPS: dict[str, type[Step]] = {s.__name__: s for s in (Binarize, Dequantize, Scale, Standardize, Logit)}
+@dataclass(frozen=True, eq=False)
+class Flatten(Step):
+    """y [N, D] of x [N, *shape]: each row as one vector, for a program that is written on vectors.
+
+    The inverse gives rows their shape back. The log-Jacobian is 0.
+    """
+
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))
+
+    def fitted(self, train: np.ndarray, spec: ArraySpec, name: str = "x") -> Flatten:
+        """Resolve the shape of a row."""
+        return replace(self, shape=tuple(spec.shape) if self.shape is None else self.shape)
+
+    def forward(self, x: np.ndarray, rng: Uniforms | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as vectors, and zeros."""
+        x = np.asarray(x)
+        return x.reshape(len(x), math.prod(x.shape[1:])), np.zeros(len(x))
+
+    def inverse(self, y: np.ndarray) -> np.ndarray:
+        """Vectors as rows of the shape."""
+        y = np.asarray(y)
+        return y.reshape(*y.shape[:-1], *self.shape)
+
+    def range(self, low: float, high: float) -> tuple[float, float]:
+        """(low, high)."""
+        return low, high
+
+
+STEPS: dict[str, type[Step]] = {s.__name__: s for s in (Binarize, Dequantize, Flatten, Scale, Standardize, Logit)}
 """The steps a record can name."""
 
 

@@ -1,0 +1,1 @@
+"""Distributions that Pyro lacks, under the names they have in NumPyro."""
