@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Functions named like their modules are bound here: importing such a module later would hide its function.
+from probgen.calibration import calibration as calibration
 from probgen.fit import fit as fit
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ _HOMES = {
     "load": "zoo",
     "list_models": "zoo",
     "load_data": "data",
+    "Calibration": "calibration",
     "Data": "data",
     "Options": "recipe",
     "Run": "run",
@@ -39,6 +41,7 @@ _HOMES = {
 _MODULES = ("pictures", "pyro", "numpyro")
 
 if TYPE_CHECKING:
+    from probgen.calibration import Calibration as Calibration
     from probgen.data import Data as Data
     from probgen.data import load_data as load_data
     from probgen.errors import ProbgenError as ProbgenError
@@ -58,7 +61,7 @@ if TYPE_CHECKING:
     from probgen.zoo import list_models as list_models
     from probgen.zoo import load as load
 
-__all__ = [*_HOMES, "__version__", "fit"]
+__all__ = [*_HOMES, "__version__", "calibration", "fit"]
 
 
 def __getattr__(name: str) -> Any:

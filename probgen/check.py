@@ -29,6 +29,19 @@ def verdicts(program: Program, data: Any, seed: int = 0, compile: bool = False) 
         yield verdict
 
 
+def calibrated(run: Any, **options: Any) -> Iterator[Verdict]:
+    """A verdict on each latent site of a fitted run: whether its posteriors are calibrated."""
+    from probgen.calibration import calibration
+
+    try:
+        found = calibration(run, **options)
+    except ProbgenError as error:
+        yield Verdict("calibration", None, str(error))
+        return
+    for site, sentence in found.verdicts.items():
+        yield Verdict(f"calibration of {site}", found.site_passed(site), sentence)
+
+
 def judge(law: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
     """What the law says; an error of the program's own is a broken law, told in one sentence."""
     try:

@@ -27,6 +27,7 @@ from probgen.zoo import list_models, load, options_of
 if TYPE_CHECKING:
     from probgen.data import Data
     from probgen.run import Run
+    from probgen.subject import Verdict
 
 _RECIPE: dict[str, tuple[Any, str]] = {
     "epochs": (int, "passes over the training rows"),
@@ -168,8 +169,12 @@ def _check(words: list[str]) -> int:
     model, words = _leading("check", words)
     line = _model_line("check", model)
     line.add("--compile", bool, "compare the compiled step with the eager one too")
+    line.add("--calibration", bool, "fit it by its own recipe, and see whether its posteriors are calibrated")
+    line.add("--simulations", int, "of the calibration (default: 1000; 100 where each one is fitted anew)")
     _add_model_options(line, model)
     given = line.parse(words)
+    if "simulations" in given and not given.get("calibration"):
+        raise ProbgenError("--simulations is of the calibration: add --calibration")
     data, program = _loaded(model, given)
     from probgen.check import verdicts
 
@@ -177,9 +182,23 @@ def _check(words: list[str]) -> int:
     for verdict in verdicts(program, data, given.get("seed", 0), given.get("compile", False)):
         print(verdict, flush=True)
         passed.append(verdict.passed)
+    if given.get("calibration") and passed[0] is not False:
+        for verdict in _calibrated(program, data, given):
+            print(verdict, flush=True)
+            passed.append(verdict.passed)
     held, broken = passed.count(True), passed.count(False)
     print(f"\n{held} hold, {broken} broken, {passed.count(None)} do not apply")
     return 1 if broken else 0
+
+
+def _calibrated(program: Program, data: Data, given: dict[str, Any]) -> Iterator[Verdict]:
+    """The verdicts of simulation-based calibration, after a fit by the program's own recipe."""
+    from probgen.check import calibrated
+    from probgen.fit import fit
+
+    print("… calibration: first the program is fitted by its own recipe", flush=True)
+    seed = given.get("seed", 0)
+    return calibrated(fit(program, data, seed=seed), seed=seed, simulations=given.get("simulations"))
 
 
 def _fit(words: list[str]) -> int:

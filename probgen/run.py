@@ -358,6 +358,13 @@ class Run:
                 self.folder.write_json(EVALUATION, numbers)
         return numbers
 
+    def calibration(self, data: Any = None, **options: Any) -> Any:
+        """Simulation-based calibration: whether the posteriors hold the truth as often as they say."""
+        from probgen.calibration import calibration
+
+        with self._told():
+            return calibration(self, data, **options)
+
     def report(self, path: str | Path | None = None) -> Path:
         """Write `report.html`, one file that shows the run, and return its path."""
         from probgen.report import write

@@ -1,9 +1,10 @@
 """Pictures of a run: every one is `NAME(run, data=None, ax=None, ...) -> matplotlib Axes`.
 
 `data` is anything `load_data` takes rows from; without it a picture uses the test rows of the run's own data.
-Values are shown in the data's own units. A picture that a program cannot have is refused in one sentence.
+`calibration` is of what `probgen.calibration` returns. Values are shown in the data's own units. A picture that a program cannot have is refused in one sentence.
 """
 
+from probgen.pictures.calibration import calibration
 from probgen.pictures.canvas import detached
 from probgen.pictures.curves import curves, terms
 from probgen.pictures.decoded import manifold, traversal
@@ -14,6 +15,7 @@ from probgen.pictures.latents import latents
 from probgen.pictures.samples import data, nearest, reconstructions, samples
 
 __all__ = [
+    "calibration",
     "curves",
     "data",
     "detached",
