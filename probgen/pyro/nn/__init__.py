@@ -1,0 +1,5 @@
+"""Networks that Pyro programs are built of."""
+
+from probgen.pyro.nn.causal import MADE
+
+__all__ = ["MADE"]
