@@ -1,0 +1,231 @@
+"""Coordinate-ascent variational Bayes on a conjugate program: q(θ) Π_n q(z_n) with both factors exact in turn.
+
+E   r_ns ∝ exp E_q[log p(z_n = s, x_n | θ)]        the local latents are summed out, so they are not in the guide
+M   q(θ) ∝ p(θ) exp Σ_ns r_ns log p(s, x_n | θ)    in the prior's family: its parameters are the prior's plus sums
+
+    ELBO = Σ_n log Σ_s exp E_q[log p(s, x_n | θ)] − KL(q(θ) ‖ p(θ)),  after an E-step; it never decreases
+
+References: Attias, A variational Bayesian framework for graphical models (2000); Bishop (2006), section 10.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from probgen.conjugacy import View, distinct, linear_form, prior_of
+from probgen.errors import ProbgenError
+from probgen.guide_family import guide_family
+from probgen.linear_form import responsibilities
+from probgen.program import Structure, rows_of
+
+PROBES = 3  # runs of the program that tell which argument is what; two would do but for chance
+ROWS_AT_ONCE = 8192  # rows of T that are held at once
+ROWS_LOOKED_AT = 8
+
+State = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
+
+
+class Runs(Protocol):
+    """What a backend lends: a program that can be run at given values, and array operators."""
+
+    structure: Structure
+    device: Any
+    ops: Any
+
+    def model_at(self, values: Arrays, arrays: Arrays) -> tuple[View, View]:
+        """Global and local sites of the model at values of the global latents, in every joint state."""
+
+    def guide_at(self, values: Arrays, weights: Arrays) -> View:
+        """The guide's sites at values of the latents and of its weights."""
+
+    def start(self) -> dict[str, np.ndarray]:
+        """The unconstrained leaves and buffers before training."""
+
+    def constrained(self, weights: Arrays) -> dict[str, np.ndarray]:
+        """The guide's parameters as it sees them, of weights."""
+
+    def unconstrained(self, params: Arrays) -> dict[str, np.ndarray]:
+        """The reverse."""
+
+    def observed(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The values of the observed sites, rows first."""
+
+    def refuse_outside(self, arrays: Arrays) -> None:
+        """Refuse rows outside the support of their site."""
+
+
+class CoordinateAscent:
+    """The engine of `EM(variational=True)`: one step is the M-step and the E-step that follows it.
+
+    A state holds λ, the sums S of the last E-step and the ELBO per datum at λ.
+    """
+
+    chunk, compiled, note, batches_per_step = 1, False, None, 1
+
+    def __init__(self, runs: Runs, feed: Any, options: Any, assign: Callable[..., np.ndarray], tol: float) -> None:
+        self._runs, self._feed, self._options, self._assign, self._tol = runs, feed, options, assign, tol
+        self.structure, self.device = runs.structure, runs.device
+        arrays = feed.resident()
+        if feed.batch_size != feed.rows or arrays is None:
+            raise ProbgenError(
+                "EM(variational=True) takes all rows at every step: give batch_size=None, and data that fit in memory"
+            )
+        refuse_structure(self.structure)
+        self._recognise(arrays)
+        self._values = runs.observed(arrays)
+        self._form = self._form.centred(self._values)
+
+    # -- what the program is --------------------------------------------------------------------------------------
+
+    def _recognise(self, arrays: Arrays) -> None:
+        """The prior, the linear form of the local sites and the guide's parameters, from a few runs of the program."""
+        sites = {n: (s.family, s.shape) for n, s in self.structure.latents.items() if not s.local}
+        probes = [distinct(sites, seed) for seed in range(PROBES)]
+        few = arrays if self.structure.states_rows else {name: a[:ROWS_LOOKED_AT] for name, a in arrays.items()}
+        views = [self._runs.model_at(probe, few) for probe in probes]
+        self._prior, found = prior_of(probes, [own for own, _ in views])
+        self._form = linear_form(self._prior, found, [local for _, local in views])
+        start = self._runs.start()
+        moved = [_moved(start, seed) for seed in range(PROBES)]
+        seen = [self._runs.guide_at(probe, weights) for probe, weights in zip(probes, moved, strict=True)]
+        self._guide = guide_family(found, seen, [self._runs.constrained(weights) for weights in moved])
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """q(θ) after an M-step from the first responsibilities, and the E-step at it."""
+        first = self._assign(self._values, self._form.states, self._options.seed)
+        return self._at(self._natural(self._summed(self._values, lambda chunk, features: (0.0, first[chunk]))[1]), {})
+
+    def _natural(self, sums: np.ndarray) -> np.ndarray:
+        """λ = λ₀ + Σ_s G_sᵀ S_s."""
+        return self._prior.natural + self._form.natural(sums)
+
+    def _at(self, natural: np.ndarray, history: Mapping[str, np.ndarray]) -> State:
+        """The state at λ: its E-step, its ELBO per datum, and the parameters so far."""
+        log_z, sums = self._expected(self._values, natural)
+        bound = (log_z - self._prior.kl(natural)) / self._feed.rows
+        state = {"natural": natural, "sums": sums, "bound": bound}
+        params = self._guide.written(self._prior.arguments(natural), self._runs.constrained(self._runs.start()))
+        kept = {name: np.concatenate([history[name], value[None]]) for name, value in params.items() if name in history}
+        return state | {"history": kept or {name: value[None] for name, value in params.items()}}
+
+    def _expected(self, values: Arrays, natural: np.ndarray) -> tuple[float, np.ndarray]:
+        """The E-step at λ: Σ_n log Σ_s exp E_q[log p(s, x_n | θ)], and S."""
+        ops = self._runs.ops
+        weights = ops.array(self._form.weights(self._prior.expectation(natural)))
+
+        def e_step(_: slice, features: Any) -> tuple[float, Any]:
+            log_z, r = responsibilities(ops.xp, weights @ features)
+            return float(log_z.sum()), r
+
+        log_z, sums = self._summed(values, e_step)
+        return log_z + self._form.base(values), sums
+
+    def _summed(self, values: Arrays, step: Callable[[slice, Any], tuple[float, Any]]) -> tuple[float, np.ndarray]:
+        """Σ over chunks of rows of a number, and of S = r Tᵀ, in float64."""
+        ops, total, sums = self._runs.ops, 0.0, np.zeros((self._form.states, self._form.width))
+        rows = self._rows(values)
+        for first in range(0, rows, ROWS_AT_ONCE):
+            chunk = slice(first, min(first + ROWS_AT_ONCE, rows))
+            own = {name: ops.array(value[chunk]) for name, value in values.items()}
+            features = self._form.matrix(ops, own, chunk.stop - first)
+            number, r = step(chunk, features)
+            r = ops.array(r.T) if isinstance(r, np.ndarray) else r
+            total, sums = total + number, sums + np.asarray(ops.numpy(r @ features.T), np.float64)
+        return total, sums
+
+    def _rows(self, values: Arrays) -> int:
+        return rows_of(values) if values else self._feed.rows
+
+    # -- the engine protocol --------------------------------------------------------------------------------------
+
+    def advance(self, state: State, first: int, last: int) -> tuple[State, dict[str, np.ndarray]]:
+        """Steps `first` to `last` − 1; the loss of each is −ELBO per datum at the q(θ) that it ends in."""
+        losses = []
+        for _ in range(first, last):
+            before = state
+            state = self._at(self._natural(state["sums"]), state["history"]) | {"before": before["bound"]}
+            losses.append(-state["bound"])
+        return state, {"loss": np.array(losses)}
+
+    def converged(self, state: State) -> bool:
+        """Whether the last step gained less than `tol` nats per datum."""
+        return "before" in state and abs(state["bound"] - state["before"]) < self._tol
+
+    def loss_on(self, state: State, batches: Iterable[Arrays], seed: int = 0) -> float:
+        """−ELBO per datum of other rows at this q(θ): their own bound, and 1/N of the KL."""
+        total, rows = 0.0, 0
+        for arrays in batches:
+            total += self._expected(self._runs.observed(arrays), state["natural"])[0]
+            rows += rows_of(arrays)
+        return self._prior.kl(state["natural"]) / self._feed.rows - total / rows
+
+    def weights(self, state: State) -> dict[str, np.ndarray]:
+        """The guide's unconstrained leaves at this q(θ), and what else the program carries."""
+        params = {name: path[-1] for name, path in state["history"].items()}
+        return self._runs.start() | self._runs.unconstrained(params)
+
+    def history(self, state: State) -> dict[str, np.ndarray]:
+        """The guide's parameters after every step, [steps + 1, ...]."""
+        return dict(state["history"])
+
+    def export(self, state: State) -> dict[str, np.ndarray]:
+        """All that is needed to go on."""
+        numbers = {name: np.asarray(value) for name, value in state.items() if name != "history"}
+        return numbers | {f"history/{name}": path for name, path in state["history"].items()}
+
+    def restore(self, arrays: Arrays) -> State:
+        """The state that was exported."""
+        if np.shape(arrays.get("natural")) != self._prior.natural.shape:
+            raise ProbgenError("the checkpoint does not fit this program: its q(θ) has other parameters")
+        state = {name: arrays[name] for name in ("natural", "sums")}
+        state |= {name: float(arrays[name]) for name in ("bound", "before") if name in arrays}
+        history = {n.removeprefix("history/"): a for n, a in arrays.items() if n.startswith("history/")}
+        return state | {"history": history}
+
+    def diagnose(self, state: State, step: int) -> str:
+        """What is wrong where the ELBO stopped being finite."""
+        return f"at step {step} the ELBO is not finite: a value of the data is too large, prepare them with Standardize()"
+
+    def refuse_outside(self, arrays: Arrays) -> None:
+        """Refuse rows outside the support of their site."""
+        self._runs.refuse_outside(arrays)
+
+
+def _moved(start: Arrays, seed: int) -> dict[str, np.ndarray]:
+    """The weights, every float of them moved to a place of its own."""
+    rng = np.random.default_rng(1000 + seed)
+    sizes = {name: a.size for name, a in start.items() if np.issubdtype(a.dtype, np.floating)}
+    spread = rng.permutation(np.linspace(-1, 1, sum(sizes.values()) + 2)[1:-1])
+    parts = np.split(spread, np.cumsum(list(sizes.values()))[:-1])
+    moved = {n: p.reshape(start[n].shape).astype(start[n].dtype) for n, p in zip(sizes, parts, strict=True)}
+    return {**start, **moved}
+
+
+def refuse_structure(structure: Structure) -> None:
+    """Refuse what coordinate ascent has no place for, before the program is looked at more closely."""
+    known = {name: site for name, site in structure.latents.items() if not site.local}
+    if not known:
+        raise ProbgenError(
+            "EM(variational=True) learns the posterior of global latents, and the program has none: give its parameters "
+            "conjugate priors, or use EM()"
+        )
+    for name, site in structure.latents.items():
+        if site.local and not (site.enumerated and site.discrete):
+            raise ProbgenError(
+                f"the local latent {name!r} is not enumerated, and coordinate ascent sums local latents out: mark it "
+                'infer={"enumerate": "parallel"} if it is discrete, or use ELBO() or NUTS()'
+            )
+        if site.local and name in structure.guide:
+            raise ProbgenError(
+                f"the guide draws the local latent {name!r}, which coordinate ascent sums out: leave it to the model, "
+                'with infer={"enumerate": "parallel"}'
+            )
+    for name, site in structure.observed.items():
+        if not site.local:
+            raise ProbgenError(f'{name!r} lies outside the data plate: put it in plate("data", len({name}))')
