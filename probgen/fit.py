@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from probgen import groups
 from probgen.blame import blaming
 from probgen.data import Data, load_data
+from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.feed import Feed, evaluation_batches
 from probgen.folder import Folder
@@ -26,7 +28,7 @@ from probgen.prepare import Preparation
 from probgen.program import Program, backend_of
 from probgen.progress import Progress
 from probgen.recipe import SILENT, Options, resolved
-from probgen.run import Run, described, loss_text, write_description
+from probgen.run import POSTERIOR, Run, described, loss_text, write_description
 from probgen.schedules import Schedule
 from probgen.supports import refuse_outside
 
@@ -177,7 +179,7 @@ class _Fit:
 
     def _validation(self) -> list[dict[str, np.ndarray]]:
         rows = self.data.valid
-        if not len(rows):
+        if not len(rows) or not getattr(self.engine, "validates", True):
             return []
         size = min(VALIDATION_BATCH, len(rows), max(self.feed.batch_size, VALIDATION_BATCH))
         batches = [arrays for _, arrays, _ in evaluation_batches(rows, self.preparation, size, self.options.seed)]
@@ -330,9 +332,10 @@ class _Fit:
         return f"; the last good checkpoint, of step {max(good, step)}, is in {self.folder.path}"
 
     def _row(self, state: Any, step: int, partial: dict[str, list[float]]) -> None:
-        """One line of the curves: means over the chunk, and the validation loss after it."""
+        """One line of the curves: means over the chunk (sums of what counts), and the validation loss after it."""
         row: dict[str, Any] = {"step": step, "epoch": step / self.per_epoch}
-        row |= {name: float(np.mean(values)) for name, values in partial.items()}
+        counts = getattr(self.engine, "counts", ())
+        row |= {name: float(np.sum(v) if name in counts else np.mean(v)) for name, v in partial.items()}
         if "grad_norm" in row:  # what takes no gradient steps has no learning rate
             row["lr"] = self._lr(step - 1)
         if self.validation:
@@ -380,7 +383,12 @@ class _Fit:
             "seconds": self.seconds,
             "finished": step >= self.options.steps or self.best["stopped"],
         }
-        self.folder.checkpoint(self._weights(state), arrays, info)
+        weights = self._weights(state)
+        self.folder.checkpoint(weights, arrays, info)
+        draws = Draws.of(weights)
+        if draws is not None:
+            kept = groups.chains(self.engine.structure, draws)
+            self.folder.write_with(POSTERIOR, lambda path: kept.to_netcdf(path))
         self.saved_at = time.monotonic()
 
     def _as_run(self, state: Any) -> Run:

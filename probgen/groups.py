@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgen.cells import row_axis
 from probgen.sites import stack_numbered
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
+    from probgen.draws import Draws
+    from probgen.program import Site, Structure
+
+GLOBAL = {"log_ratio_global", "lp"}  # of which one is known where LOO is valid: of a guide, or of NUTS
 RESERVED = ("chain", "draw", "data")  # the dimensions; a site of such a name gets a trailing underscore
 
 
@@ -23,28 +29,68 @@ def tree(
     raw: Mapping[str, np.ndarray],
     indices: np.ndarray,
     k: int,
+    replicates: Mapping[str, np.ndarray] | None = None,
+    chains: int = 1,
 ) -> DataTree:
-    """The groups of `posterior`, made by `arviz_base.from_dict`.
+    """The groups of `posterior`.
 
-    `values` are draws [draws, B, ...] of local latents and [draws, ...] of global ones, `stats` and `likelihood`
-    [draws, B] (`log_ratio_global`: [draws]), `raw` the rows as they came and `indices` their numbers.
+    `values` are draws [draws, B, ...] of local latents and [draws, ...] of global ones, `stats` [draws, B] (those of
+    a whole draw: [draws]), `likelihood` [draws, B], `replicates` draws [draws, B, ...] of the data, `raw` the rows as
+    they came and `indices` their numbers. The draws are those of `chains` chains in a row.
     """
-    import arviz_base
-
     structure = trained.structure
-    alone = {name: v for name, v in values.items() if not structure.model[name].local}
-    latents = stack_numbered(alone, 1) | stack_numbered({n: v for n, v in values.items() if n not in alone}, 2)
-    local = latents.keys() - stack_numbered(alone, 1).keys()
+    latents, whole = _stacked(structure, values)
     observed = {name: v for name, v in raw.items() if structure.arrays.get(name) == "data"}
     others = {name: v for name, v in raw.items() if name not in observed}
-    drawn = {"posterior": latents, "sample_stats": stats, "log_likelihood": likelihood}
-    found = {group: {name: np.asarray(v)[None] for name, v in part.items()} for group, part in drawn.items()}
+    drawn = {
+        "posterior": latents, "sample_stats": stats, "log_likelihood": likelihood,
+        "posterior_predictive": replicates or {},
+    }  # fmt: skip
+    found = {group: {name: _by_chain(v, chains) for name, v in part.items()} for group, part in drawn.items()}
     found |= {"observed_data": observed, "constant_data": {n: v for n, v in others.items() if v.ndim > 1}}
     found = {group: {_free(name): v for name, v in part.items()} for group, part in found.items() if part}
-    whole = {_free(name) for name in latents if name not in local} | {"log_ratio_global"}
+    whole |= {name for name, v in stats.items() if np.ndim(v) == 1}
     dims = {name: [] if name in whole else ["data"] for part in found.values() for name in part}
-    made = arviz_base.from_dict(found, dims=dims, coords={"data": indices}, attrs=_attributes(trained, found, k))
+    made = _made(found, dims, coords={"data": indices}, attrs=_attributes(trained, found, k))
     return _labelled(made, {_free(name): v for name, v in others.items() if v.ndim == 1})
+
+
+def chains(structure: Structure, draws: Draws) -> DataTree:
+    """The groups `posterior` and `sample_stats` of the draws of NUTS, as they are: all of them, of every chain."""
+    values = {name: _rows_first(structure.model[name], value) for name, value in draws.flat().items()}
+    latents, whole = _stacked(structure, values)
+    found = {
+        "posterior": {_free(name): _by_chain(v, draws.chains) for name, v in latents.items()},
+        "sample_stats": dict(draws.stats),
+    }
+    dims = {name: [] if name in whole or name in draws.stats else ["data"] for part in found.values() for name in part}
+    return _made(found, dims)
+
+
+def _made(found: Mapping[str, Any], dims: Mapping[str, list[str]], **options: Any) -> DataTree:
+    import arviz_base
+
+    with warnings.catch_warnings():  # it takes few draws of more chains for a mistake
+        warnings.filterwarnings("ignore", message=".*chain dimension to be longer", category=UserWarning)
+        return arviz_base.from_dict(found, dims=dims, **options)
+
+
+def _by_chain(values: np.ndarray, chains: int) -> np.ndarray:
+    values = np.asarray(values)
+    return values.reshape(chains, -1, *values.shape[1:])
+
+
+def _stacked(structure: Structure, values: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Latents with numbered ones as one variable, and which variables have no axis of rows."""
+    alone = stack_numbered({name: v for name, v in values.items() if not structure.model[name].local}, 1)
+    local = stack_numbered({name: v for name, v in values.items() if structure.model[name].local}, 2)
+    return alone | local, {_free(name) for name in alone}
+
+
+def _rows_first(site: Site, values: np.ndarray) -> np.ndarray:
+    """Draws [draws, ...] of a site with its axis of rows, if it has one, behind that of draws."""
+    axis = row_axis(site)
+    return values if axis is None else np.moveaxis(values, axis, 1)
 
 
 def _free(name: str) -> str:
@@ -58,7 +104,7 @@ def _attributes(trained: Any, found: Mapping[str, Any], k: int) -> dict[str, dic
         return {}
     integrated = structure.kind == "latent" and any(site.local for site in structure.latents.values())
     said = {
-        "loo_valid": int(structure.has_global_latents and "log_ratio_global" in found["sample_stats"]),
+        "loo_valid": int(structure.has_global_latents and bool(GLOBAL & found["sample_stats"].keys())),
         "training_rows": int(trained.rows),
         "importance_samples": k if integrated else 0,
     }

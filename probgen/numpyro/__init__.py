@@ -7,6 +7,7 @@ from probgen.numpyro.learners import engine_of as engine_of
 from probgen.numpyro.learners import trained_of as trained_of
 from probgen.numpyro.loss import Loss as Loss
 from probgen.numpyro.loss import as_loss as as_loss
+from probgen.numpyro.nuts import NUTS as NUTS
 from probgen.numpyro.scope import has_cuda as has_cuda
 from probgen.numpyro.structure import inspect as inspect
 from probgen.numpyro.svi import SVI as SVI
