@@ -62,14 +62,19 @@ def family_name(distribution: Any) -> str:
     return type(distribution).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
-def arguments_of(distribution: Any, shape: tuple[int, ...], array: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:
-    """The arguments of an unwrapped distribution in full shape; `shape` is that of the site's value."""
-    elements = shape[: len(shape) - distribution.event_dim]
+def arguments_of(distribution: Any) -> dict[str, Any]:
+    """The arguments of an unwrapped distribution, as they are."""
+    names = READS.get(family_name(distribution), {})
+    other = {"concentration": "df"} if hasattr(distribution, "df") else {}  # torch's Wishart
+    return {name: getattr(distribution, other.get(name, name)) for name in names}
+
+
+def in_full(family: str, arguments: Mapping[str, Any], elements: tuple[int, ...], xp: Any = np) -> dict[str, Any]:
+    """Arguments for each element of a site (an event of its unwrapped distribution), with the operators `xp`."""
     found = {}
-    for name, axes in READS.get(family_name(distribution), {}).items():
-        own = "df" if name == "concentration" and hasattr(distribution, "df") else name
-        value = array(getattr(distribution, own)).astype(np.float64)
-        found[name] = np.broadcast_to(value, (*elements, *value.shape[value.ndim - axes :]))
+    for name, value in arguments.items():
+        value = xp.asarray(value)
+        found[name] = xp.broadcast_to(value, (*elements, *value.shape[value.ndim - READS[family][name] :]))
     return found
 
 

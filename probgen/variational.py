@@ -10,6 +10,7 @@ References: Attias, A variational Bayesian framework for graphical models (2000)
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ class Runs(Protocol):
     structure: Structure
     device: Any
     ops: Any
+
+    def scope(self) -> contextlib.AbstractContextManager[None]:
+        """Precision, device and mode, for a block of array operators."""
 
     def model_at(self, values: Arrays, arrays: Arrays) -> tuple[View, View]:
         """Global and local sites of the model at values of the global latents, in every joint state."""
@@ -98,8 +102,9 @@ class CoordinateAscent:
 
     def start(self) -> State:
         """q(θ) after an M-step from the first responsibilities, and the E-step at it."""
-        first = self._assign(self._values, self._form.states, self._options.seed)
-        return self._at(self._natural(self._summed(self._values, lambda chunk, features: (0.0, first[chunk]))[1]), {})
+        first = self._assign(self._values, self._form.states, self._options.seed)  # [N, S]
+        _, sums = self._summed(self._values, lambda chunk, _: (0.0, self._runs.ops.array(first[chunk].T)))
+        return self._at(self._natural(sums), {})
 
     def _natural(self, sums: np.ndarray) -> np.ndarray:
         """λ = λ₀ + Σ_s G_sᵀ S_s."""
@@ -111,36 +116,32 @@ class CoordinateAscent:
         bound = (log_z - self._prior.kl(natural)) / self._feed.rows
         state = {"natural": natural, "sums": sums, "bound": bound}
         params = self._guide.written(self._prior.arguments(natural), self._runs.constrained(self._runs.start()))
-        kept = {name: np.concatenate([history[name], value[None]]) for name, value in params.items() if name in history}
-        return state | {"history": kept or {name: value[None] for name, value in params.items()}}
+        path = {n: np.concatenate([*([history[n]] if history else []), value[None]]) for n, value in params.items()}
+        return state | {"history": path}
 
     def _expected(self, values: Arrays, natural: np.ndarray) -> tuple[float, np.ndarray]:
         """The E-step at λ: Σ_n log Σ_s exp E_q[log p(s, x_n | θ)], and S."""
-        ops = self._runs.ops
-        weights = ops.array(self._form.weights(self._prior.expectation(natural)))
+        ops, weights = self._runs.ops, self._form.weights(self._prior.expectation(natural))
 
         def e_step(_: slice, features: Any) -> tuple[float, Any]:
-            log_z, r = responsibilities(ops.xp, weights @ features)
+            log_z, r = responsibilities(ops.xp, ops.array(weights) @ features)
             return float(log_z.sum()), r
 
         log_z, sums = self._summed(values, e_step)
         return log_z + self._form.base(values), sums
 
     def _summed(self, values: Arrays, step: Callable[[slice, Any], tuple[float, Any]]) -> tuple[float, np.ndarray]:
-        """Σ over chunks of rows of a number, and of S = r Tᵀ, in float64."""
+        """Σ over chunks of rows of a number, and of S = r Tᵀ, in float64; r is [S, n]."""
         ops, total, sums = self._runs.ops, 0.0, np.zeros((self._form.states, self._form.width))
-        rows = self._rows(values)
-        for first in range(0, rows, ROWS_AT_ONCE):
-            chunk = slice(first, min(first + ROWS_AT_ONCE, rows))
-            own = {name: ops.array(value[chunk]) for name, value in values.items()}
-            features = self._form.matrix(ops, own, chunk.stop - first)
-            number, r = step(chunk, features)
-            r = ops.array(r.T) if isinstance(r, np.ndarray) else r
-            total, sums = total + number, sums + np.asarray(ops.numpy(r @ features.T), np.float64)
+        rows = rows_of(values)
+        with self._runs.scope():
+            for first in range(0, rows, ROWS_AT_ONCE):
+                chunk = slice(first, min(first + ROWS_AT_ONCE, rows))
+                own = {name: ops.array(value[chunk]) for name, value in values.items()}
+                features = self._form.matrix(ops, own, chunk.stop - first)
+                number, r = step(chunk, features)
+                total, sums = total + number, sums + np.asarray(ops.numpy(r @ features.T), np.float64)
         return total, sums
-
-    def _rows(self, values: Arrays) -> int:
-        return rows_of(values) if values else self._feed.rows
 
     # -- the engine protocol --------------------------------------------------------------------------------------
 

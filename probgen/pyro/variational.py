@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from probgen.conjugacy import Seen, View, arguments_of, family_name
+from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
 from probgen.errors import ProbgenError
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
@@ -57,6 +57,10 @@ class Runs:
             self._leaves.substituted({name: value.clone() for name, value in values.items()}),
         ):
             yield
+
+    def scope(self) -> contextlib.AbstractContextManager[None]:
+        """No gradients are needed."""
+        return torch.no_grad()
 
     def _tensor(self, array: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(np.array(array)).to(device=self.device, dtype=like.dtype)
@@ -191,7 +195,9 @@ def _global(site: dict) -> Seen:
 
 
 def _arguments(site: dict) -> dict[str, np.ndarray]:
-    return arguments_of(unwrapped(site["fn"]), tuple(site["fn"].shape()), _array)
+    base, shape = unwrapped(site["fn"]), tuple(site["fn"].shape())
+    found = {name: _array(torch.as_tensor(value)).astype(np.float64) for name, value in arguments_of(base).items()}
+    return in_full(family_name(base), found, shape[: len(shape) - base.event_dim])
 
 
 def _row_axis(site: dict, data_plates: tuple[str, ...]) -> int:
