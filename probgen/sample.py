@@ -1,6 +1,8 @@
-"""`sample`: draws of the unconditioned program, in the data's own units.
+"""`sample`: draws of the unconditioned program, in the data's own units, or of what is not known of given data.
 
 θ ~ q(θ) (or p(θ)),   z_i ~ p(z | θ, given_i),   x_i ~ p(x | z_i, θ, given_i),   i = 1..n
+
+Data in `given`, with NaN for what is not known, are held fixed: see `impute`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import numpy as np
 
 from probgen.chunks import particles, pieces, seed_at
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.impute import impute
+from probgen.known import known_entries
 from probgen.program import Site, Structure
 from probgen.sites import arrays_of, stack_numbered
 
@@ -29,19 +33,25 @@ def sample(
 
     Local latents come from the model. Global latents come from the guide, one draw for each row; with `prior=True`
     they come from the model, one draw for all rows (no axis of rows). `given` holds the arrays that the program is
-    conditioned on, one value for all rows or `n` of them, in the data's own units. Sites `z_1..z_T` of one shape are
-    returned as `z`, [n, T, ...].
+    conditioned on, one value for all rows or `n` of them, in the data's own units; and data, with NaN for the entries
+    that are not known: the known ones are held fixed, the rest of the data and the latents are drawn from their exact
+    conditional, which mixtures and linear-Gaussian programs have (each row then with its own draw of the global
+    latents, also of the prior). Sites `z_1..z_T` of one shape are returned as `z`, [n, T, ...].
 
     Raises:
-        ProbgenError: a given array is missing, unknown, of another shape or out of its range, or names a data site.
+        ProbgenError: a given array is missing, unknown, of another shape or out of its range, or holds data of a
+            program whose conditional is not known.
     """
     if int(n) != n or n < 1:
         raise ProbgenError(f"sample: `n` is {n!r}; ask for at least one row")
-    structure = trained.structure
-    arrays = _arrays(structure, preparation, spec, int(n), dict(given or {}), seed)
-    by_row, whole = _run(trained, int(n), seed, arrays, prior)
+    n, structure = int(n), trained.structure
+    held = {name: value for name, value in (given or {}).items() if structure.arrays.get(name) == "data"}
+    conditions = {name: value for name, value in (given or {}).items() if name not in held}
+    arrays = _arrays(structure, preparation, spec, n, conditions, seed)
+    known = known_entries(structure, preparation, spec, held, n)
+    by_row, whole = impute(trained, known, arrays, n, seed, prior) if held else _run(trained, n, seed, arrays, prior)
     draws = stack_numbered(whole, 0) | stack_numbered(by_row, 1)
-    return draws | to_data_units(draws, preparation, arrays_of(structure, preparation.spec(spec)))
+    return known.restored(draws | to_data_units(draws, preparation, arrays_of(structure, preparation.spec(spec))))
 
 
 Draws = dict[str, np.ndarray]
@@ -110,12 +120,9 @@ def _arrays(
 
 
 def _not_given(name: str, structure: Structure, required: list[str]) -> str:
-    if name in structure.observed or structure.arrays.get(name) == "data":
-        return (
-            f"sample: {name!r} is drawn by the program, so it cannot be given: to hold a part of a draw fixed "
-            "(imputation) is possible only for programs of kind exact or latent whose conditional is known, and is not "
-            "supported; use run.posterior for the latents of given data"
-        )
+    if name in structure.observed:
+        data = [array for array, role in structure.arrays.items() if role == "data"]
+        return f"sample: {name!r} is a site and no array of the data: give {', '.join(map(repr, data))} in its place"
     if not required:
         return f"sample: {name!r} is in `given`, and this program is conditioned on no array; leave it out"
     return f"sample: {name!r} in `given` is no array that the program is conditioned on{did_you_mean(name, required)}"

@@ -88,7 +88,10 @@ def test_given_values_are_prepared():
         ({"y": [1, 2]}, r"shape \(2,\); it needs \(\)"),
         ({"y": 1.5}, "whole numbers"),
         ({"y": "cat"}, "must be numbers"),
-        ({"y": 1, "x": np.zeros(5)}, "drawn by the program"),
+        ({"y": 1, "x": np.zeros(4)}, r"shape \(4,\); it needs \(5,\)"),
+        ({"y": 1, "x": np.full(5, np.inf)}, "holds Inf"),
+        ({"y": 1, "x": ["a"] * 5}, "must be numbers"),
+        ({"y": 1, "z": np.zeros(2)}, "no array that the program is conditioned on"),
         ({"y": np.nan}, "NaN"),
     ],
 )

@@ -152,7 +152,7 @@ def log_weight(run: Run) -> dict[str, jax.Array]:
 def divergence(run: Run, name: str) -> jax.Array | None:
     """KL(q ‖ p) at a site in closed form, or None where the two distributions have none."""
     q, p = run.q[name]["fn"], run.p[name]["fn"]
-    if isinstance(unwrapped(q), Normal) and isinstance(unwrapped(p), Normal) and not _masked(q, p):
+    if isinstance(unwrapped(q), Normal) and isinstance(unwrapped(p), Normal) and not masked(q, p):
         return _normal_kl(q, p)
     try:
         return kl_divergence(q, p)
@@ -168,10 +168,10 @@ def _normal_kl(q: Any, p: Any) -> jax.Array:
     return jnp.broadcast_to(kl, shape).sum(tuple(range(-q.event_dim, 0)))
 
 
-def _masked(*fns: Any) -> bool:
+def masked(*fns: Any) -> bool:
     """Whether a mask lies anywhere in a stack of `to_event`, `expand` and `mask`."""
     bases = [base for fn in fns if (base := getattr(fn, "base_dist", None)) is not None]
-    return any(isinstance(fn, MaskedDistribution) for fn in fns) or (bool(bases) and _masked(*bases))
+    return any(isinstance(fn, MaskedDistribution) for fn in fns) or (bool(bases) and masked(*bases))
 
 
 def total(run: Run, terms: Mapping[str, jax.Array]) -> jax.Array:

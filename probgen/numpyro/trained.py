@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, substitute, trace, uncondition
 
+from probgen.cells import GAUSSIAN, Cell, row_axis
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepared, to_numpy, unnamed
@@ -125,6 +126,47 @@ class Trained:
 
     def _shown(self, name: str) -> bool:
         return self.structure.model[name].role != "factor"
+
+    def cells(self, arrays: Arrays, values: Arrays, seed: int) -> dict[str, Cell]:
+        """Every site in one run of the unconditioned model with `values`, of latents and of data, held.
+
+        Rows are filled up to a power of two, so that runs of many sizes share a few compiled programs.
+        """
+        rows = rows_of(arrays)
+        more = (1 << (rows - 1).bit_length()) - rows
+        local = {n for n, s in self.structure.model.items() if row_axis(s) is not None}
+
+        def run(held: Any, key: jax.Array, both: tuple[Arrays, Arrays]) -> dict[str, Any]:
+            arrays, given = both
+            given = {name: self._rows_back(value, name) for name, value in given.items()}
+            p = self._trace(uncondition(self._model), held, key, arrays, given)
+            return {n: self._cell(n, p[n]) for n in self.structure.model if self._shown(n)}
+
+        with self._scope():
+            arrays = {name: _filled(value, more) for name, value in arrays.items()}
+            values = {n: _filled(v, more) if n in local else v for n, v in values.items()}
+            compiled = self._jit(("cells", *sorted(values)), run)
+            found = _numpy(compiled(self._values, jax.random.key(seed), (as_jax(arrays), as_jax(values))))
+        local |= {n for n, c in found.items() if c["value"].shape[:1] == (rows + more,)}  # deterministic, in no plate
+        cut = {n: {k: a[:rows] if n in local and k != "support" else a for k, a in c.items()} for n, c in found.items()}
+        return {n: Cell(site.family, **cut[n]) for n, site in self.structure.model.items() if n in cut}
+
+    def _cell(self, name: str, node: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """What a node of a trace says of its site, entry by entry where its distribution is."""
+        family, value = self.structure.model[name].family, jnp.asarray(node["value"])
+        if node["type"] != "sample" or terms.masked(node["fn"]):
+            return {"value": self._rows_first(value, name)}
+        fn = unwrapped(node["fn"])
+        parts, full = {"value": value, "log_prob": fn.log_prob(value)}, value.shape
+        if family in GAUSSIAN:
+            parts |= {"mean": fn.loc, "scale": fn.scale if family == "Normal" else fn.scale_tril}
+        shapes = {"log_prob": full[: len(full) - fn.event_dim], "scale": full + full[-1:] * fn.event_dim}
+        first = {n: jnp.broadcast_to(a, shapes.get(n, full)) for n, a in parts.items()}
+        axis = row_axis(self.structure.model[name])
+        if axis is not None:
+            first = {n: jnp.moveaxis(a, value.ndim + axis, 0) for n, a in first.items()}
+        support = _support(fn)
+        return first if support is None else first | {"support": support}
 
     # -- densities -----------------------------------------------------------------------------------------------
 
@@ -289,25 +331,35 @@ class Trained:
         return Scope(self._device, self.precision, False, modules_of(*fns))
 
     def _rows_first(self, value: jax.Array, name: str) -> jax.Array:
-        axis = _row_axis(self.structure.model.get(name) or self.structure.guide[name])
+        axis = row_axis(self.structure.model.get(name) or self.structure.guide[name])
         return value if axis is None else jnp.moveaxis(value, axis, 0)
 
     def _rows_back(self, value: jax.Array, name: str) -> jax.Array:
         site = self.structure.model.get(name)
         if site is None:
             raise ProbgenError(f"the program has no latent {name!r}; there are: {', '.join(self.structure.latents)}")
-        axis = _row_axis(site)
+        axis = row_axis(site)
         return value if axis is None else jnp.moveaxis(value, 0, axis)
-
-
-def _row_axis(site: Site) -> int | None:
-    """The axis of a site's value that counts rows, from the right."""
-    dims = [plate.dim for plate in site.plates if plate.data]
-    return dims[0] - site.event_dim if dims else None
 
 
 def _rows_in(site: Site) -> int:
     return next((plate.size for plate in site.plates if plate.data), 1)
+
+
+def _filled(value: Any, more: int) -> Any:
+    """The last row repeated `more` times."""
+    return np.concatenate([value, np.repeat(value[-1:], more, axis=0)]) if more else value
+
+
+def _support(fn: Any) -> jax.Array | None:
+    """All the values that a discrete distribution takes, [K, *event]; None where there is no end of them."""
+    if not fn.has_enumerate_support:
+        return None
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return values.reshape(len(values), *fn.event_shape)
 
 
 def _mean(fn: Any) -> jax.Array:

@@ -12,19 +12,21 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.infer import infer_discrete
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.enum import prune_subsample_sites
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor, nn
 
+from probgen.cells import GAUSSIAN, Cell, row_axis
 from probgen.errors import ProbgenError
-from probgen.program import Program, Structure, rows_of
+from probgen.program import Program, Site, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.plan import Plan, make_plan, owned
 from probgen.pyro.support import refuse_out_of_support
-from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, whole_plates
+from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
 from probgen.pyro.weights import datum_terms, drawn_traces, local_terms, row_dim
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
@@ -186,6 +188,13 @@ class Trained:
         for name in [n for n, site in self.structure.guide.items() if site.local]:
             trace.remove_node(name)
         return trace
+
+    def cells(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], seed: int) -> dict[str, Cell]:
+        """Every site in one run of the unconditioned model with `values`, of latents and of data, held."""
+        with self._quiet(seed):
+            model = poutine.condition(poutine.uncondition(self._model), data=self._tensors(values))
+            nodes = poutine.trace(model).get_trace(**self._tensors(arrays)).nodes
+            return {name: _cell(site, nodes[name]) for name, site in self.structure.model.items() if name in nodes}
 
     def decode(
         self, latents: Mapping[str, np.ndarray], n: int, seed: int, arrays: Mapping[str, np.ndarray]
@@ -364,6 +373,41 @@ def _mean(fn: Any) -> np.ndarray:
     except NotImplementedError:
         mean = fn.sample()
     return _array(mean)
+
+
+def _cell(site: Site, node: Mapping[str, Any]) -> Cell:
+    """What a node of a trace says of its site, entry by entry where its distribution is."""
+    fn, value, axis = unwrapped(node["fn"]), node["value"], row_axis(site)
+    first = 0 if axis is None else value.dim() + axis
+
+    def shown(array: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+        return _array(array.expand(shape).movedim(first, 0) if axis is not None else array.expand(shape))
+
+    parts = {"value": value}
+    if site.role != "deterministic" and node["mask"] is None and not _masked(node["fn"]):
+        parts["log_prob"] = fn.log_prob(value)
+        if site.family in GAUSSIAN:
+            parts |= {"mean": fn.loc, "scale": fn.scale if site.family == "Normal" else fn.scale_tril}
+    full = tuple(value.shape)
+    shapes = {"log_prob": full[: len(full) - fn.event_dim], "scale": full + full[-1:] * fn.event_dim}
+    found = {name: shown(array, shapes.get(name, full)) for name, array in parts.items()}
+    return Cell(site.family, support=_support(fn), **found)
+
+
+def _masked(fn: Any) -> bool:
+    """Whether a mask lies anywhere in a stack of `to_event`, `expand` and `mask`."""
+    return isinstance(fn, MaskedDistribution) or (hasattr(fn, "base_dist") and _masked(fn.base_dist))
+
+
+def _support(fn: Any) -> np.ndarray | None:
+    """All the values that a discrete distribution takes, [K, *event]; None where there is no end of them."""
+    if not fn.has_enumerate_support:
+        return None
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return _array(values.reshape(len(values), *fn.event_shape))
 
 
 def _values(trace: poutine.Trace) -> dict[str, np.ndarray]:
