@@ -28,6 +28,11 @@ ESS = 100  # effective draws a chain, below which quantiles are rough
 VALIDATION = 100  # draws by which rows that were held out are judged while the chains run
 FEWEST = 4  # draws a chain, below which R-hat and ESS are not defined
 
+NOWHERE = (
+    "NUTS found no place to start from: the log joint or its gradient is not finite within (−2, 2) of the unconstrained "
+    "space; check the priors, and prepare data that are far from zero (Standardize)"
+)
+
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -30,7 +30,7 @@ from probgen.numpyro.leaves import collect, from_numpy, named, own_containers, t
 from probgen.numpyro.loss import Loss
 from probgen.numpyro.modes import modules_of
 from probgen.numpyro.scope import Scope, device_of
-from probgen.numpyro.structure import structure_of
+from probgen.numpyro.structure import inspect, structure_of
 from probgen.numpyro.trace import as_jax, bound
 from probgen.numpyro.trained import Trained, point_masses
 from probgen.program import Program, Structure, rows_of
@@ -105,10 +105,7 @@ class Chains:
             try:
                 return tuple(self.kernel.init(key, self.by.warmup, None, (), self.arrays) for key in keys)
             except RuntimeError as error:
-                raise ProbgenError(
-                    "NUTS found no place to start from: the log joint or its gradient is not finite within (−2, 2) of the "
-                    "unconstrained space; check the priors, and prepare data that are far from zero (Standardize)"
-                ) from error
+                raise ProbgenError(core.NOWHERE) from error
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         """The draws so far, or where the chains are while they warm up; and the buffers that the program carries."""
@@ -242,10 +239,9 @@ class DrawnProgram(Trained):
 
     def __init__(self, program: Program, weights: Mapping[str, np.ndarray], arrays: Any, **options: Any) -> None:
         program = replace(program, guide=None)
-        undrawn = Trained(program, weights, arrays, **options)
-        self.draws = core.fitting(Draws.of(weights), undrawn.structure)
-        program = replace(program, guide=_guide(self.draws, undrawn.structure))
-        super().__init__(program, weights, arrays, **options)
+        structure = inspect(program, arrays, options["rows"], options.get("seed", 0))
+        self.draws = core.fitting(Draws.of(weights), structure)
+        super().__init__(replace(program, guide=_guide(self.draws, structure)), weights, arrays, **options)
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows outside the support of their site, and others than local latents were drawn for."""

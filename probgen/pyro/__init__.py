@@ -8,6 +8,7 @@ from probgen.pyro.learners import engine_of as engine_of
 from probgen.pyro.learners import trained_of as trained_of
 from probgen.pyro.loss import Loss as Loss
 from probgen.pyro.loss import as_loss as as_loss
+from probgen.pyro.nuts import NUTS as NUTS
 from probgen.pyro.svi import SVI as SVI
 from probgen.pyro.trained import Trained as Trained
 from probgen.pyro.trained import inspect as inspect
