@@ -16,15 +16,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from probgen.conjugacy import View, distinct, linear_form, prior_of
+from probgen.conjugacy import View, canonical, distinct, linear_form, prior_of
 from probgen.errors import ProbgenError
 from probgen.guide_family import guide_family
 from probgen.linear_form import responsibilities
 from probgen.program import Structure, rows_of
+from probgen.seeding import centres, nearest, standardised
 
 PROBES = 3  # runs of the program that tell which argument is what; two would do but for chance
 ROWS_AT_ONCE = 8192  # rows of T that are held at once
 ROWS_LOOKED_AT = 8
+SHORT, RESTART = 10, 7919  # steps of each restart, and what its seed is further on
 
 State = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -65,23 +67,31 @@ class Runs(Protocol):
 class CoordinateAscent:
     """The engine of `EM(variational=True)`: one step is the M-step and the E-step that follows it.
 
-    A state holds λ, the sums S of the last E-step and the ELBO per datum at λ.
+    A state holds λ, the sums S of the last E-step, the ELBO per datum at λ and what the last step gained of it.
     """
 
-    chunk, compiled, note, batches_per_step = 1, False, None, 1
+    chunk, batches_per_step, compiled = 1, 1, False
 
-    def __init__(self, runs: Runs, feed: Any, options: Any, assign: Callable[..., np.ndarray], tol: float) -> None:
-        self._runs, self._feed, self._options, self._assign, self._tol = runs, feed, options, assign, tol
+    def __init__(self, runs: Runs, by: Any, feed: Any, options: Any) -> None:
+        self._runs, self._by, self._feed, self._options = runs, by, feed, options
         self.structure, self.device = runs.structure, runs.device
         arrays = feed.resident()
-        if feed.batch_size != feed.rows or arrays is None:
+        if by.stepwise is not None or by.hard or feed.batch_size != feed.rows or arrays is None:
             raise ProbgenError(
-                "EM(variational=True) takes all rows at every step: give batch_size=None, and data that fit in memory"
+                "EM(variational=True) takes all rows at every step, with soft assignments: leave out `stepwise` and `hard`, "
+                "and give batch_size=None and data that fit in memory"
             )
         refuse_structure(self.structure)
         self._recognise(arrays)
         self._values = runs.observed(arrays)
         self._form = self._form.centred(self._values)
+        self._started: State | None = None
+
+    @property
+    def note(self) -> str:
+        """Which factors q(θ) has."""
+        families = ", ".join(f"{name} ({self._found.family(name)})" for name in self._found.views[0])
+        return f"every factor of q(θ) has its exact update: {families}"
 
     # -- what the program is --------------------------------------------------------------------------------------
 
@@ -91,20 +101,54 @@ class CoordinateAscent:
         probes = [distinct(sites, seed) for seed in range(PROBES)]
         few = arrays if self.structure.states_rows else {name: a[:ROWS_LOOKED_AT] for name, a in arrays.items()}
         views = [self._runs.model_at(probe, few) for probe in probes]
-        self._prior, found = prior_of(probes, [own for own, _ in views])
-        self._form = linear_form(self._prior, found, [local for _, local in views])
+        self._prior, self._found = prior_of(probes, [own for own, _ in views])
+        self._form = linear_form(self._prior, self._found, [local for _, local in views])
         start = self._runs.start()
         moved = [_moved(start, seed) for seed in range(PROBES)]
         seen = [self._runs.guide_at(probe, weights) for probe, weights in zip(probes, moved, strict=True)]
-        self._guide = guide_family(found, seen, [self._runs.constrained(weights) for weights in moved])
+        self._guide = guide_family(self._found, seen, [self._runs.constrained(weights) for weights in moved])
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def start(self) -> State:
-        """q(θ) after an M-step from the first responsibilities, and the E-step at it."""
-        first = self._assign(self._values, self._form.states, self._options.seed)  # [N, S]
-        _, sums = self._summed(self._values, lambda chunk, _: (0.0, self._runs.ops.array(first[chunk].T)))
-        return self._at(self._natural(sums), {})
+        """The state before step 0, a pure function of the seed: the best of the restarts."""
+        if self._started is None:
+            found = [self._short(self._options.seed + RESTART * i) for i in range(self._by.restarts)]
+            best = max(found, key=lambda state: state["bound"])
+            self._started = best | {"history": {name: path[-1:] for name, path in best["history"].items()}}
+        return self._started
+
+    def _short(self, seed: int) -> State:
+        """A first q(θ), and where there are several to choose from, a few steps from it."""
+        state = self._at(self._first(seed), {})
+        for _ in range(SHORT if self._by.restarts > 1 else 0):
+            state = self._at(self._natural(state["sums"]), {})
+        return state
+
+    def _first(self, seed: int) -> np.ndarray:
+        """λ of the guide as it stands, or after an M-step in which each row belongs to the state it lies nearest to."""
+        if self._by.init == "program":
+            view = self._runs.guide_at(self._found.probes[0], self._runs.start())
+            return self._prior.of(canonical(view, self._found.probes[0], self._found))
+        labels = np.zeros(self._feed.rows, int)
+        if self._form.states > 1:
+            points = standardised(list(self._values.values()))
+            self._refuse_few_rows()
+            labels = nearest(points, centres(points, self._form.states, self._by.init, seed))
+        return self.updated(np.eye(self._form.states)[labels])
+
+    def updated(self, responsibilities: np.ndarray) -> np.ndarray:
+        """λ of the M-step at given responsibilities, [N, S]."""
+        array = self._runs.ops.array
+        return self._natural(self._summed(self._values, lambda rows, _: (0.0, array(responsibilities[rows].T)))[1])
+
+    def _refuse_few_rows(self) -> None:
+        if self._form.states > self._feed.rows:
+            latent = next(iter(self.structure.enumerated))
+            raise ProbgenError(
+                f"the latent {latent!r} makes {self._form.states} states, and there are only {self._feed.rows} rows to "
+                "start them from: ask for fewer components, or start from EM(init='program')"
+            )
 
     def _natural(self, sums: np.ndarray) -> np.ndarray:
         """λ = λ₀ + Σ_s G_sᵀ S_s."""
@@ -114,7 +158,7 @@ class CoordinateAscent:
         """The state at λ: its E-step, its ELBO per datum, and the parameters so far."""
         log_z, sums = self._expected(self._values, natural)
         bound = (log_z - self._prior.kl(natural)) / self._feed.rows
-        state = {"natural": natural, "sums": sums, "bound": bound}
+        state = {"natural": natural, "sums": sums, "bound": bound, "gain": np.inf}
         params = self._guide.written(self._prior.arguments(natural), self._runs.constrained(self._runs.start()))
         path = {n: np.concatenate([*([history[n]] if history else []), value[None]]) for n, value in params.items()}
         return state | {"history": path}
@@ -125,7 +169,7 @@ class CoordinateAscent:
 
         def e_step(_: slice, features: Any) -> tuple[float, Any]:
             log_z, r = responsibilities(ops.xp, ops.array(weights) @ features)
-            return float(log_z.sum()), r
+            return float(np.asarray(ops.numpy(log_z), np.float64).sum()), r
 
         log_z, sums = self._summed(values, e_step)
         return log_z + self._form.base(values), sums
@@ -149,14 +193,15 @@ class CoordinateAscent:
         """Steps `first` to `last` − 1; the loss of each is −ELBO per datum at the q(θ) that it ends in."""
         losses = []
         for _ in range(first, last):
-            before = state
-            state = self._at(self._natural(state["sums"]), state["history"]) | {"before": before["bound"]}
+            before = state["bound"]
+            state = self._at(self._natural(state["sums"]), state["history"])
+            state["gain"] = state["bound"] - before
             losses.append(-state["bound"])
         return state, {"loss": np.array(losses)}
 
     def converged(self, state: State) -> bool:
         """Whether the last step gained less than `tol` nats per datum."""
-        return "before" in state and abs(state["bound"] - state["before"]) < self._tol
+        return state["gain"] < self._by.tol
 
     def loss_on(self, state: State, batches: Iterable[Arrays], seed: int = 0) -> float:
         """−ELBO per datum of other rows at this q(θ): their own bound, and 1/N of the KL."""
@@ -185,7 +230,7 @@ class CoordinateAscent:
         if np.shape(arrays.get("natural")) != self._prior.natural.shape:
             raise ProbgenError("the checkpoint does not fit this program: its q(θ) has other parameters")
         state = {name: arrays[name] for name in ("natural", "sums")}
-        state |= {name: float(arrays[name]) for name in ("bound", "before") if name in arrays}
+        state |= {name: float(arrays[name]) for name in ("bound", "gain")}
         history = {n.removeprefix("history/"): a for n, a in arrays.items() if n.startswith("history/")}
         return state | {"history": history}
 

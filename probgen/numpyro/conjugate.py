@@ -1,4 +1,5 @@
-"""What coordinate ascent asks of NumPyro: the program run at given values, its weights, and array operators."""
+"""Coordinate-ascent variational Bayes on a conjugate NumPyro program: what `probgen.variational` asks of the backend.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,16 @@ from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density
 from probgen.program import Program
+from probgen.variational import CoordinateAscent
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class Engine(CoordinateAscent):
+    """Learns a program by `EM(variational=True)`."""
+
+    def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
+        super().__init__(Runs(program, feed, options), by, feed, options)
 
 
 class Runs:
@@ -78,11 +87,12 @@ class Runs:
             count = np.arange(len(states[0]) if states else 1)
             outer, inner = self._at_states(fixed, count, dict(zip(latents, states, strict=True)), arrays)
             local = {}
-            for name, (arguments, value, log_prob) in jax.tree.map(to_numpy, inner).items():
+            for name in self._local:  # in the program's order: a compiled function returns them sorted
+                arguments, value, log_prob = jax.tree.map(to_numpy, inner[name])
                 own = states[list(latents).index(name)] if name in latents else value[0]
                 family = family_name(unwrapped(sites[name]["fn"]))
                 local[name] = Seen(family, _float64(arguments), own, log_prob.astype(np.float64), name in latents)
-            return {n: _seen(sites[n], values[n], arguments) for n, arguments in outer.items()}, local
+            return {n: _seen(sites[n], value, outer[n]) for n, value in values.items()}, local
 
     def _abstract(self, fn: Any, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Trace:
         """A trace whose arrays have shapes but no values."""

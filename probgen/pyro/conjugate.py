@@ -1,4 +1,5 @@
-"""What coordinate ascent asks of Pyro: the program run at given values, its weights, and array operators."""
+"""Coordinate-ascent variational Bayes on a conjugate Pyro program: what `probgen.variational` asks of the backend.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
+from probgen.variational import CoordinateAscent
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class Engine(CoordinateAscent):
+    """Learns a program by `EM(variational=True)`."""
+
+    def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
+        super().__init__(Runs(program, feed, options), by, feed, options)
 
 
 class Runs:
