@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # Functions named like their modules are bound here: importing such a module later would hide its function.
 from probgen.calibration import calibration as calibration
 from probgen.fit import fit as fit
+from probgen.relabel import relabel as relabel
 
 __version__ = "0.1.0"
 
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from probgen.zoo import list_models as list_models
     from probgen.zoo import load as load
 
-__all__ = [*_HOMES, "__version__", "calibration", "fit"]
+__all__ = [*_HOMES, "__version__", "calibration", "fit", "relabel"]
 
 
 def __getattr__(name: str) -> Any:

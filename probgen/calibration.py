@@ -177,11 +177,9 @@ def calibration(
     run = _fitted(run_or_program, data, seed, progress)
     rows_given = _rows(run, data)
     structure = run.trained.structure
-    _check(structure, draws)
     anew = structure.has_global_latents or _bound_to_rows(run)
     simulations = (REFITS if anew else SIMULATIONS) if simulations is None else int(simulations)
-    if simulations < 20:
-        raise ProbgenError(f"calibration: `simulations` is {simulations}; below 20 ranks say nothing")
+    _refuse(structure, simulations, draws)
     source = _Source(run, rows_given, seed)
     if anew:
         pairs = _refitted(source, simulations, draws, rows or len(rows_given), progress)
@@ -224,14 +222,24 @@ def _rows(run: Any, data: Any) -> Any:
     return as_rows(source, run.spec)
 
 
-def _check(structure: Structure, draws: int) -> None:
+def undefined(structure: Structure) -> str | None:
+    """Why a program has no calibration, if it has none."""
     if not structure.latents:
-        raise ProbgenError("calibration: this program has no latents, so it has no posterior to be calibrated")
+        return "this program has no latents, so it has no posterior to be calibrated"
     if structure.kind == "unnormalised":
-        raise ProbgenError(
-            "calibration: a factor changes the density but not the draws of this program, so that truths cannot be "
-            "simulated: write the factor as a sample site"
+        return (
+            "a factor changes the density but not the draws of this program, so that truths cannot be simulated: write "
+            "the factor as a sample site"
         )
+    return None
+
+
+def _refuse(structure: Structure, simulations: int, draws: int) -> None:
+    why = undefined(structure)
+    if why:
+        raise ProbgenError(f"calibration: {why}")
+    if simulations < 20:
+        raise ProbgenError(f"calibration: `simulations` is {simulations}; below 20 ranks say nothing")
     if draws < 9:
         raise ProbgenError(f"calibration: `draws` is {draws}; below 9 the ranks are too coarse")
 

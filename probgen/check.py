@@ -31,13 +31,13 @@ def verdicts(program: Program, data: Any, seed: int = 0, compile: bool = False) 
 
 def calibrated(run: Any, **options: Any) -> Iterator[Verdict]:
     """A verdict on each latent site of a fitted run: whether its posteriors are calibrated."""
-    from probgen.calibration import calibration
+    from probgen.calibration import calibration, undefined
 
-    try:
-        found = calibration(run, **options)
-    except ProbgenError as error:
-        yield Verdict("calibration", None, str(error))
+    why = undefined(run.trained.structure)
+    if why:
+        yield Verdict("calibration", None, why)
         return
+    found = calibration(run, **options)
     for site, sentence in found.verdicts.items():
         yield Verdict(f"calibration of {site}", found.site_passed(site), sentence)
 

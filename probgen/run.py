@@ -334,16 +334,33 @@ class Run:
         with self._told():
             return sample(self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior)
 
-    def posterior(self, data: Any = None, draws: int = 100, rows: int = 1000, seed: int = 0) -> Any:
-        """Draws of the latents given rows of data, as ArviZ groups; kept as `posterior.nc` if there is a folder."""
+    def posterior(
+        self, data: Any = None, draws: int = 100, rows: int = 1000, seed: int = 0, predictive: bool = False
+    ) -> Any:
+        """Draws of the latents given rows of data, as ArviZ groups; kept as `posterior.nc` if there is a folder.
+
+        Of NUTS at most `draws` of every chain; the file, which holds all of them, is then replaced by no smaller part.
+        With `predictive`, data drawn at each draw of the latents.
+        """
         from probgen.posterior import posterior
 
         with self._told():
-            tree = posterior(self.trained, self.preparation, self._rows_of(data), draws=draws, max_rows=rows, seed=seed)
-        if self.folder is not None:
+            tree = posterior(
+                self.trained, self.preparation, self._rows_of(data), draws=draws, max_rows=rows, seed=seed,
+                predictive=predictive, spec=self.spec,
+            )  # fmt: skip
+        kept = getattr(self.trained, "draws", None)
+        if self.folder is not None and (kept is None or tree["posterior"].sizes["draw"] == kept.length):
             with self.folder.writer():
                 self.folder.write_with(POSTERIOR, lambda path: tree.to_netcdf(path))
         return tree
+
+    def assignments(self, data: Any = None, draws: int = 100, seed: int = 0) -> Any:
+        """p(z_n = k | x_n) of every enumerated latent of a row, as an xarray Dataset."""
+        from probgen.assignments import assignments
+
+        with self._told():
+            return assignments(self.trained, self.preparation, self._rows_of(data), draws=draws, seed=seed)
 
     def evaluate(self, data: Any = None, k: int = 1000, seed: int = 0) -> dict[str, Any]:
         """Likelihood, its errors and diagnostics on held-out rows; kept as `evaluation.json` if there is a folder."""

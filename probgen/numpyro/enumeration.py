@@ -72,6 +72,19 @@ def summed_weight(run: Run) -> dict[str, jax.Array]:
     return {name: sum(parts) for name, parts in summed.items()}
 
 
+def state_table(run: Run, name: str) -> jax.Array:
+    """log p(x_n, y_n = k) over the K states of one latent enumerated in the model, [B, K], the others summed out."""
+    factors = [(n, f) for n, f in _factors(run, run.p, unmasked=True) if run.frames(n)]
+    rows = sorted(run.frames(name), key=lambda f: f.dim)
+    names = [*(f.name for f in rows), name]
+    total = 0.0
+    for _, part in _marginal(run, factors, _hidden(run) - {name}):
+        summed = part.reduce(ops.add, frozenset(part.inputs) - frozenset(names))
+        axes = OrderedDict((n, i - len(names)) for i, n in enumerate(names) if n in summed.inputs)
+        total = total + funsor.to_data(summed, name_to_dim=axes)
+    return jnp.broadcast_to(total, (*(f.size for f in rows), total.shape[-1]))
+
+
 def draw_conditional(
     model: Callable[..., Any], key: jax.Array, arrays: Mapping[str, Any], names: list[str]
 ) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ first in every value of a local site, wherever the program keeps its data plate.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -227,6 +227,35 @@ class Trained:
 
         model = substitute(substitute(self._model, data=dict(values)), data=dict(drawn))
         return draw_conditional(model, key, arrays, list(self.structure.enumerated))
+
+    def log_states(
+        self, arrays: Arrays, values: Arrays, sites: Iterable[str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """log p(x_n, y_n = k | θ_s) of enumerated local latents, [S, B, K] by site, and log p(θ_s), [S].
+
+        `values` are S draws of every other latent, [S, ...] or [S, B, ...]; without any, S is 1. Other enumerated
+        latents are summed out.
+        """
+        from probgen.numpyro.enumeration import state_table
+
+        sites, draws = tuple(sites), len(next(iter(values.values()), [0]))
+
+        def one(held: Any, drawn: Arrays, _: jax.Array, arrays: Arrays) -> tuple[dict[str, jax.Array], jax.Array]:
+            given = {name: self._rows_back(value, name) for name, value in drawn.items()}
+            run = self._pair(held, jax.random.key(0), arrays, guide=point_masses(given))
+            whole = [n for n in given if not run.frames(n)]
+            prior = sum((log_density(run.p[n]).sum() for n in whole), jnp.zeros(()))
+            return {name: state_table(run, name) for name in sites}, prior
+
+        with self._scope():
+            arrays, values, parts = as_jax(arrays), as_jax(values), []
+            chunk = min(self._chunk(rows_of(arrays)), 1 << (draws - 1).bit_length())
+            many = self._jit(("log_states", sites), jax.vmap(one, in_axes=(None, 0, 0, None)))
+            for first in range(0, draws, chunk):
+                at = jnp.minimum(jnp.arange(first, first + chunk), draws - 1)
+                part = _numpy(many(self._values, {n: v[at] for n, v in values.items()}, at, arrays))
+                parts.append(jax.tree.map(lambda a, first=first: a[: draws - first], part))
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
     def log_joint(self, arrays: Arrays, latents: Arrays, seed: int) -> tuple[dict, dict]:
         """Log densities of model and guide at given latents by site: [B] for local sites, scalars for global ones."""

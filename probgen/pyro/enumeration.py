@@ -151,6 +151,35 @@ def marginal_per_datum(
     return terms
 
 
+def state_table(p: poutine.Trace, q: poutine.Trace, name: str, data_plates: tuple[str, ...], rows: int) -> Tensor:
+    """log p(x_n, y_n = k) over the K states of one latent enumerated in the model, [rows, K], the others summed out."""
+    q.pack_tensors()
+    p.pack_tensors(q.plate_to_symbol)
+    keep = frozenset(p.plate_to_symbol[plate] for plate in data_plates if plate in p.plate_to_symbol)
+    state = p.nodes[name]["infer"]["_enumerate_symbol"]
+    _, log_factors, _, sum_dims, _ = _compute_model_factors(p, q)
+    tree: OrderedDict = OrderedDict()
+    for ordinal, terms in log_factors.items():
+        tree.setdefault(ordinal - keep, []).extend(terms)
+    with shared_intermediates() as cache:
+        tree = contract_tensor_tree(tree, sum_dims - {state}, cache=cache)
+    states = p.nodes[name]["fn"].enumerate_support(expand=False).shape[0]
+    parts = [_by_state(term, keep, state).expand(rows, states) for terms in tree.values() for term in terms]
+    return torch.stack(parts).sum(0)
+
+
+def _by_state(term: Tensor, keep: frozenset[str], state: str) -> Tensor:
+    """A packed term as [rows or 1, K or 1], summed over every other plate."""
+    others = [i for i, d in enumerate(term._pyro_dims) if d not in keep and d != state]
+    dims = [d for d in term._pyro_dims if d in keep or d == state]
+    value = term.sum(others) if others else term
+    if dims and dims[0] == state:
+        value = value.movedim(0, -1)
+    if not any(d in keep for d in dims):
+        value = value.unsqueeze(0)
+    return value if state in dims else value.unsqueeze(-1)
+
+
 def _rows_of(term: Tensor, keep: frozenset[str]) -> Tensor:
     axes = [i for i, d in enumerate(term._pyro_dims) if d not in keep]
     return term.sum(axes) if axes else term

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from probgen.cells import GAUSSIAN, Cell, row_axis
 from probgen.errors import ProbgenError
 from probgen.program import Program, Site, Structure, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
+from probgen.pyro.enumeration import enumerated_traces, state_table
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.plan import Plan, make_plan, owned
 from probgen.pyro.support import refuse_out_of_support
@@ -306,6 +307,24 @@ class Trained:
         trace.compute_log_prob()
         found = self._global_terms(trace, rows) | local_terms(trace, self.structure.data_plates, rows)
         return {name: _array(value) for name, value in found.items()}
+
+    def log_states(
+        self, arrays: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], sites: Iterable[str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """log p(x_n, y_n = k | θ_s) of enumerated local latents, [S, B, K] by site, and log p(θ_s), [S].
+
+        `values` are S draws of every other latent, [S, ...] or [S, B, ...]; without any, S is 1. Other enumerated
+        latents are summed out.
+        """
+        batch, rows, tables, prior = self._tensors(arrays), rows_of(arrays), [], []
+        for i in range(len(next(iter(values.values()), [0]))):
+            with self._quiet(0):
+                model = poutine.condition(self._model, data=self._tensors({n: v[i] for n, v in values.items()}))
+                p, q = enumerated_traces(model, lambda **_: None, (), batch, self._plan.depth, in_guide=False)
+                prior.append(float(sum(self._global_terms(p, rows).values())))
+                plates = self.structure.data_plates
+                tables.append({name: _array(state_table(p, q, name, plates, rows)) for name in sites})
+        return {name: np.stack([table[name] for table in tables]) for name in sites}, np.array(prior)
 
     # -- posterior ------------------------------------------------------------------------------------------------
 
