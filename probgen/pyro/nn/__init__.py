@@ -1,5 +1,3 @@
 """Networks that Pyro programs are built of."""
 
-from probgen.pyro.nn.causal import MADE
-
-__all__ = ["MADE"]
+from probgen.pyro.nn.causal import MADE as MADE

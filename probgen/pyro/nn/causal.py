@@ -47,7 +47,7 @@ class MADE(nn.Module):
 
     x [*, D] → θ [*, D, P], where θ_d depends on x_1..x_{d−1} and on the context alone. Without hidden layers, and that
     is the default, these are D logistic (or linear) regressions, each on the values before its own: the fully visible
-    sigmoid belief network (Neal, 1992; Frey, 1998).
+    sigmoid belief network (Neal, 1992; Frey, 1998). Direct weights start near zero.
 
     Parameters
     ----------
@@ -75,6 +75,7 @@ class MADE(nn.Module):
         self.degrees = [inputs, *(hidden_degrees(size, units) for units in hidden)]
         self.hidden = nn.ModuleList(Masked(reads, units) for reads, units in pairwise(self.degrees))
         self.direct = Masked(inputs, results)
+        nn.init.normal_(self.direct.weight, std=1e-3)  # many small random weights on few rows would never be unlearned
         self.out = Masked(self.degrees[-1], results, bias=False) if hidden else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

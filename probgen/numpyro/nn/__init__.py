@@ -1,0 +1,3 @@
+"""Networks that NumPyro programs are built of."""
+
+from probgen.numpyro.nn.causal import MADE as MADE
