@@ -21,6 +21,7 @@ from probgen.conjugate import Beta, Dirichlet, Hyper, Means, Normal, NormalGamma
 from probgen.errors import ProbgenError
 from probgen.linear_form import ONE, LinearForm, NumpyOperators
 
+PROBES = 3  # runs of the program that tell which argument is what; two would do but for chance
 PRIORS = ("Dirichlet", "Beta", "Gamma", "Normal", "MultivariateNormal", "Wishart", "WishartCholesky")
 READS: dict[str, dict[str, int]] = {  # the arguments a family is read by, and the axes of each that are one event
     "Dirichlet": {"concentration": 1},
@@ -86,17 +87,22 @@ class Pool:
     at: dict[str, np.ndarray]
 
 
-def distinct(sites: Mapping[str, tuple[str, tuple[int, ...]]], seed: int) -> dict[str, np.ndarray]:
+def spread(number: int, probe: int) -> np.ndarray:
+    """Numbers in (0, 1), all different, also from those of the other probes."""
+    order = np.random.default_rng(probe).permutation(number)
+    return (order + (probe + 1) / (PROBES + 1)) / number
+
+
+def distinct(sites: Mapping[str, tuple[str, tuple[int, ...]]], probe: int) -> dict[str, np.ndarray]:
     """Values of the sites {name: (family, shape)} inside their supports, well conditioned and all different."""
-    rng = np.random.default_rng(seed)
     families: dict[str, list[str]] = {}
     for name, (family, _) in sites.items():
         families.setdefault(family, []).append(name)
     found = {}
     for family, names in families.items():
         sizes = [int(np.prod(sites[name][1])) for name in names]
-        spread = np.split(rng.permutation(np.linspace(0.0, 1.0, sum(sizes) + 2)[1:-1]), np.cumsum(sizes)[:-1])
-        for name, part in zip(names, spread, strict=True):
+        parts = np.split(spread(sum(sizes), probe), np.cumsum(sizes)[:-1])
+        for name, part in zip(names, parts, strict=True):
             found[name] = _supported(family, part.reshape(sites[name][1]))
     return found
 

@@ -1,13 +1,13 @@
 """The guide of coordinate ascent: which of its parameters is which argument of q(θ), and how they are written.
 
 The guide is the user's own, in the family of the prior; its parameters are found as the local sites' arguments are, by
-running it at values that are all different. A parameter may hold an argument itself, its reciprocal, its root or the
-root's reciprocal; of a Wishart's rate matrix R also R⁻¹ or a Cholesky factor of either.
+running it at values that are all different. A parameter may hold an argument itself, its reciprocal or the root of
+either; of a rate also the mean precision, and of a Wishart's rate matrix R a Cholesky factor of R, R⁻¹, νR⁻¹ or R/ν.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,26 @@ from probgen.errors import ProbgenError
 
 Params = Mapping[str, np.ndarray]
 
-_NUMBERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
-    lambda h: h,
-    lambda h: 1 / h,
-    np.sqrt,
-    lambda h: 1 / np.sqrt(h),
-)
-_MATRICES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
-    lambda h: h,
-    np.linalg.inv,
-    np.linalg.cholesky,
-    lambda h: np.linalg.cholesky(np.linalg.inv(h)),
-)
+Form = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # from the arguments of a site
+
+
+def _forms(argument: str, positive: bool) -> Iterator[Form]:
+    """What a parameter may hold of an argument: itself, or the mean of its precision; both in several spellings."""
+    if argument == "rate_matrix":
+        inverse = np.linalg.inv
+        for of in (lambda R, nu: R, lambda R, nu: inverse(R), lambda R, nu: nu * inverse(R), lambda R, nu: R / nu):
+            for shape in (np.asarray, np.linalg.cholesky):
+                yield lambda h, of=of, shape=shape: shape(of(h["rate_matrix"], h["concentration"][..., None, None]))
+        return
+    yield lambda h: h[argument]
+    if not positive:
+        return
+    for power in (-1, 0.5, -0.5):
+        yield lambda h, power=power: h[argument] ** power
+    for power in (1, -1) if argument == "rate" else ():
+        yield lambda h, power=power: (h["concentration"] / h["rate"]) ** power
+
+
 _EXAMPLES = {
     "Dirichlet": 'dist.Dirichlet(pyro.param("{0}_concentration", ..., constraint=constraints.positive))',
     "Beta": 'dist.Beta(pyro.param("{0}_a", ...), pyro.param("{0}_b", ...))',
@@ -49,9 +57,8 @@ class Slot:
 
     site: str
     argument: str
-    form: Callable[[np.ndarray], np.ndarray]
+    form: Form
     place: np.ndarray
-    matrices: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class GuideFamily:
         numbers = np.concatenate([np.zeros(0), *(np.ravel(params[name]) for name in self.shapes)]).astype(float)
         filled = np.full(numbers.shape, np.nan)
         for slot in self.slots:
-            target = slot.form(hyper[slot.site][slot.argument])
+            target = slot.form(hyper[slot.site])
             _fill(filled, slot, np.broadcast_to(target, slot.place.shape))
         numbers = np.where(np.isnan(filled), numbers, filled)
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes.values()])[:-1]
@@ -110,13 +117,12 @@ def example(found: Globals, name: str) -> str:
 
 
 def _slot(found: Globals, site: str, argument: str, hypers: list[Hyper], params: list[Params]) -> Slot:
-    values = [hyper[site][argument] for hyper in hypers]
-    matrices = argument == "rate_matrix"
-    forms = _MATRICES if matrices else _NUMBERS if all((v > 0).all() for v in values) else _NUMBERS[:1]
-    for form in forms:
-        place = (_matrices_at if matrices else _numbers_at)([form(value) for value in values], params)
+    own = [hyper[site] for hyper in hypers]
+    at = _matrices_at if argument == "rate_matrix" else _numbers_at
+    for form in _forms(argument, all((h[argument] > 0).all() for h in own)):
+        place = at([form(h) for h in own], params)
         if (place >= 0).all():
-            return Slot(site, argument, form, place, matrices)
+            return Slot(site, argument, form, place)
     raise ProbgenError(
         f"`{argument}` of the guide's {site!r} is not a parameter of its own, so that it cannot be set: write "
         f'pyro.sample("{site}", {example(found, site)})'

@@ -16,14 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from probgen.conjugacy import View, canonical, distinct, linear_form, prior_of
+from probgen.conjugacy import PROBES, View, canonical, distinct, linear_form, prior_of, spread
 from probgen.errors import ProbgenError
 from probgen.guide_family import guide_family
 from probgen.linear_form import responsibilities
 from probgen.program import Structure, rows_of
 from probgen.seeding import centres, nearest, standardised
 
-PROBES = 3  # runs of the program that tell which argument is what; two would do but for chance
 ROWS_AT_ONCE = 8192  # rows of T that are held at once
 ROWS_LOOKED_AT = 8
 SHORT, RESTART = 10, 7919  # steps of each restart, and what its seed is further on
@@ -98,13 +97,13 @@ class CoordinateAscent:
     def _recognise(self, arrays: Arrays) -> None:
         """The prior, the linear form of the local sites and the guide's parameters, from a few runs of the program."""
         sites = {n: (s.family, s.shape) for n, s in self.structure.latents.items() if not s.local}
-        probes = [distinct(sites, seed) for seed in range(PROBES)]
+        probes = [distinct(sites, probe) for probe in range(PROBES)]
         few = arrays if self.structure.states_rows else {name: a[:ROWS_LOOKED_AT] for name, a in arrays.items()}
         views = [self._runs.model_at(probe, few) for probe in probes]
         self._prior, self._found = prior_of(probes, [own for own, _ in views])
         self._form = linear_form(self._prior, self._found, [local for _, local in views])
         start = self._runs.start()
-        moved = [_moved(start, seed) for seed in range(PROBES)]
+        moved = [_moved(start, probe) for probe in range(PROBES)]
         seen = [self._runs.guide_at(probe, weights) for probe, weights in zip(probes, moved, strict=True)]
         self._guide = guide_family(self._found, seen, [self._runs.constrained(weights) for weights in moved])
 
@@ -243,12 +242,10 @@ class CoordinateAscent:
         self._runs.refuse_outside(arrays)
 
 
-def _moved(start: Arrays, seed: int) -> dict[str, np.ndarray]:
-    """The weights, every float of them moved to a place of its own."""
-    rng = np.random.default_rng(1000 + seed)
+def _moved(start: Arrays, probe: int) -> dict[str, np.ndarray]:
+    """The weights, every float of them moved to a place of its own in (−1, 1)."""
     sizes = {name: a.size for name, a in start.items() if np.issubdtype(a.dtype, np.floating)}
-    spread = rng.permutation(np.linspace(-1, 1, sum(sizes.values()) + 2)[1:-1])
-    parts = np.split(spread, np.cumsum(list(sizes.values()))[:-1])
+    parts = np.split(2 * spread(sum(sizes.values()), probe) - 1, np.cumsum(list(sizes.values()))[:-1])
     moved = {n: p.reshape(start[n].shape).astype(start[n].dtype) for n, p in zip(sizes, parts, strict=True)}
     return {**start, **moved}
 
