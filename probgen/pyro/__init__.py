@@ -3,6 +3,7 @@
 from probgen.pyro.device import has_cuda as has_cuda
 from probgen.pyro.elbo import ELBO as ELBO
 from probgen.pyro.elbo import IWAE as IWAE
+from probgen.pyro.em import EM as EM
 from probgen.pyro.engine import Engine as Engine
 from probgen.pyro.learners import engine_of as engine_of
 from probgen.pyro.learners import trained_of as trained_of

@@ -1,0 +1,373 @@
+"""Expectation-maximisation on NumPyro programs: the operators and the runs that `probgen.em` asks for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.distributions import MaskedDistribution
+from numpyro.handlers import seed, substitute, trace
+
+from probgen.em import Engine, Options
+from probgen.errors import ProbgenError
+from probgen.exponential import family_of
+from probgen.numpyro.leaves import collect, named, prepared, to_numpy
+from probgen.numpyro.loss import Loss
+from probgen.numpyro.modes import modules_of
+from probgen.numpyro.scope import Scope, device_of
+from probgen.numpyro.structure import structure_of, unwrapped
+from probgen.numpyro.support import refuse_out_of_support
+from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
+from probgen.program import Program, rows_of
+
+PIECE = 8192  # rows of one run that looks at the data
+
+
+class EM(Options, Loss):
+    """Expectation-maximisation on a NumPyro program: what `probgen.em.Options` says."""
+
+    def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
+        """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
+        if self.variational:
+            from probgen.numpyro.conjugate import Engine as Variational
+
+            return Variational(program, by, feed, options)
+        return Engine(Host(program, feed, options), self, feed, options)
+
+
+class Operators:
+    """What `probgen.em` computes with, in one precision: jax.numpy, and what it spells in its own way."""
+
+    xp = jnp
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self.eps, self.tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny) * 1e6
+
+    def array(self, value: Any) -> jax.Array:
+        """Numbers in this precision."""
+        return jnp.asarray(value, self.dtype)
+
+    def raw(self, value: np.ndarray) -> jax.Array:
+        """An array as the program takes it."""
+        return as_jax({"": value})[""]
+
+    def mask(self, value: np.ndarray) -> jax.Array:
+        """Truth values."""
+        return jnp.asarray(value)
+
+    def cast(self, value: Any) -> jax.Array:
+        """The same in this precision."""
+        return jnp.asarray(value, self.dtype)
+
+    floats = cast
+
+    def scatter(self, values: jax.Array, index: np.ndarray, size: int) -> jax.Array:
+        """Sums of the values of each index, [size, ...]."""
+        return jnp.zeros((size, *values.shape[1:]), values.dtype).at[index].add(values)
+
+    def put(self, vector: jax.Array, index: np.ndarray, values: jax.Array) -> jax.Array:
+        """The vector with values at an index."""
+        return vector.at[index].set(values)
+
+    def tiled(self, array: jax.Array, times: int) -> jax.Array:
+        """The rows, several times over."""
+        return jnp.tile(array, (times, *[1] * (array.ndim - 1)))
+
+    def inverse_tril(self, factor: jax.Array) -> jax.Array:
+        """Inverses of lower triangular matrices."""
+        eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+        return jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+
+    def cholesky(self, matrix: jax.Array) -> jax.Array:
+        """Lower factors; NaN where there is none."""
+        return jnp.linalg.cholesky(matrix)
+
+    def clipped(self, matrix: jax.Array, floor: float) -> tuple[jax.Array, jax.Array]:
+        """Matrices [G, D, D] with their eigenvalues at least `floor`, and which had smaller ones."""
+        if not floor:
+            return matrix, jnp.zeros(len(matrix), bool)
+        factor = jnp.linalg.cholesky(matrix - floor * jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+        low = jnp.isnan(factor).any((-2, -1))
+
+        def lift(matrix: jax.Array) -> jax.Array:
+            values, vectors = jnp.linalg.eigh(matrix)
+            lifted = (vectors * jnp.maximum(values, floor)[:, None, :]) @ jnp.swapaxes(vectors, -1, -2)
+            return jnp.where(low[:, None, None], lifted, matrix)
+
+        return jax.lax.cond(low.any(), lift, lambda matrix: matrix, matrix), low
+
+    def diagonal(self, matrix: jax.Array) -> jax.Array:
+        """Diagonals."""
+        return jnp.diagonal(matrix, axis1=-2, axis2=-1)
+
+    def logsumexp(self, logits: jax.Array) -> jax.Array:
+        """Over the first axis."""
+        return jax.scipy.special.logsumexp(logits, 0)
+
+    def best(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The largest of the first axis, and where it is."""
+        return logits.max(0), logits.argmax(0)
+
+    def log_softmax(self, logits: jax.Array) -> jax.Array:
+        """Over the last axis."""
+        return jax.nn.log_softmax(logits, -1)
+
+    def softplus(self, value: jax.Array) -> jax.Array:
+        """log (1 + exp)."""
+        return jax.nn.softplus(value)
+
+    def gammaln(self, value: jax.Array) -> jax.Array:
+        """log Γ."""
+        return jax.scipy.special.gammaln(value)
+
+    def accumulated(self, one: Callable[..., tuple[dict, Any]], blocks: Mapping[str, jax.Array]) -> tuple:
+        """Sums over the blocks of what `one` returns first, and what it returns second, block by block."""
+        if len(blocks["real"]) == 1:
+            sums, kept = one({name: value[0] for name, value in blocks.items()})
+            return sums, None if kept is None else kept[None]
+        zero = jax.tree.map(
+            lambda like: jnp.zeros(like.shape, like.dtype),
+            jax.eval_shape(one, {name: value[0] for name, value in blocks.items()})[0],
+        )
+
+        def body(sums: dict, block: dict) -> tuple[dict, Any]:
+            own, kept = one(block)
+            return jax.tree.map(jnp.add, sums, own), kept
+
+        return jax.lax.scan(body, zero, dict(blocks))
+
+
+class Host:
+    """Runs a NumPyro program for EM: its leaves, its sites' arguments and densities with latents held."""
+
+    compiled = True
+
+    def __init__(self, program: Program, feed: Any, options: Any) -> None:
+        self.options, self._device = options, device_of(options.device)
+        self.device = f"{self._device.platform}:{self._device.id}" if self._device.platform != "cpu" else "cpu"
+        self._modules: list[Any] = []
+        batch = feed.batch(0)
+        with Scope(self._device, options.precision, False, []):
+            self.dtype = jnp.result_type(float)
+            head = as_jax({name: array[:1000] for name, array in batch.items()})
+            self.program = prepared(program, head, options.seed)
+            self._alone = replace(self.program, guide=None)
+            self._modules = modules_of(self.program.model)
+            self._model = callables(self._alone)[0]
+        with self.scope(False):
+            self._leaves = collect(self.program, as_jax(batch) if program.guide is not None else head, options.seed)
+            self._tree = jax.tree.structure(self._leaves.params)
+            self.start = named(self._leaves.params, {})
+            self.buffers = {n: v for n, v in named({}, self._leaves.buffers).items() if n not in self.start}
+            values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
+            self.structure = structure_of(self._alone, head, values, feed.rows)
+            refuse_out_of_support(*callables(self._alone), head, values, batch)
+            self._refuse_stated()
+            self._notice(head)
+
+    def _refuse_stated(self) -> None:
+        if self.structure.states_rows:
+            raise ProbgenError(
+                f"EM runs the program on batches of its own, but the plate {self.structure.data_plates[0]!r} states how "
+                'many rows there are: write it as plate("data", len(x))'
+            )
+
+    def _notice(self, head: Mapping[str, jax.Array]) -> None:
+        """Which sites are masked or scaled, and which observe an array as it is, of what shape in a row."""
+        sites = self._trace(self.start, head, {})
+        self._masked, self._observes = set(), {}
+        for name, described in self.structure.model.items():
+            site = sites[name]
+            if described.role == "deterministic":
+                continue
+            if site["scale"] is not None or _has_mask(site["fn"]):
+                self._masked.add(name)
+            if described.role == "observed" and described.local:
+                whole = _elements(site, self._axis(site))
+                same = [a for a, array in head.items() if site["value"] is array and site["value"].size == whole.size]
+                if same and described.plates and self._leads(site):
+                    self._observes[name] = (same[0], tuple(whole.shape[1:]))
+
+    def _leads(self, site: Mapping[str, Any]) -> bool:
+        """Whether the rows are the first axis of a site's value."""
+        return jnp.ndim(site["value"]) - site["fn"].event_dim == -self._axis(site)
+
+    # -- precision, autodiff --------------------------------------------------------------------------------------
+
+    def ops(self, double: bool) -> Operators:
+        """The operators in double precision, or in that of the run."""
+        return Operators(np.float64 if double else self.dtype)
+
+    @contextlib.contextmanager
+    def scope(self, double: bool) -> Iterator[None]:
+        """Where everything is computed; products are never rounded to fewer bits."""
+        with (
+            Scope(self._device, "64" if double else self.options.precision, False, self._modules),
+            numpyro.validation_enabled(False),
+            jax.default_matmul_precision("highest"),
+        ):
+            yield
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled, once for the shapes of its arrays."""
+        return jax.jit(fn)
+
+    def value_and_grad(self, fn: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, Any]]:
+        """`fn(leaves, *rest)` and its gradient in the leaves."""
+        return jax.value_and_grad(fn)
+
+    def bend(self, fn: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """`fn(leaf, *rest)`: its slope along its own gradient, and the second derivative in that direction."""
+
+        def both(leaf: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+            slope = jax.grad(lambda leaf: fn(leaf, *rest))
+            gradient = slope(leaf)
+            length = jnp.sqrt((gradient**2).sum())
+            along = gradient / jnp.where(length > 0, length, 1.0)
+            return length, (jax.jvp(slope, (leaf,), (along,))[1] * along).sum()
+
+        return both
+
+    # -- the program ----------------------------------------------------------------------------------------------
+
+    def arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Arrays as the program takes them."""
+        return as_jax(arrays)
+
+    def leaf(self, name: str, value: Any) -> jax.Array:
+        """A leaf with new values, in its own dtype."""
+        return jnp.asarray(value, self.start[name].dtype)
+
+    def kept(self, value: np.ndarray) -> jax.Array:
+        """A number of a state, as it was."""
+        return jnp.asarray(value, value.dtype)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        """As a numpy array."""
+        return to_numpy(jnp.asarray(value))
+
+    def _params(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """Leaves by name as the tree that the program registers, in the precision in force."""
+        return jax.tree.unflatten(self._tree, [_in_force(leaves[name]) for name in self.start])
+
+    def constrained(self, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Parameters as the program sees them."""
+        return named(self._leaves.constrained(self._params(leaves)), {})
+
+    def unconstrained(self, name: str, value: jax.Array) -> jax.Array:
+        """The leaf that gives a parameter its value."""
+        transform = self._leaves.transforms.get(name)
+        return (value if transform is None else transform.inv(value)).astype(self.start[name].dtype)
+
+    def support(self, name: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The values of a latent, [K, *event]."""
+        site = self._trace(self.start, self.arrays(rows), {})[name]
+        try:
+            found = np.asarray(site["fn"].enumerate_support(expand=False))
+        except NotImplementedError as error:
+            raise ProbgenError(
+                f"the latent {name!r} ({self.structure.model[name].family}) cannot be enumerated: it has no finite list "
+                "of values, so use ELBO() with a guide"
+            ) from error
+        return found.reshape(len(found), *found.shape[found.ndim - site["fn"].event_dim :])
+
+    def masked(self, name: str) -> bool:
+        """Whether a site is masked or scaled, so that its arguments alone do not tell its density."""
+        return name in self._masked
+
+    def values(self, arrays: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], names: Any) -> dict[str, Any]:
+        """The data that sites observe, [N, E, *event]; `held` are values of the latents for one row."""
+        rows, found = rows_of(arrays), {}
+        for name in names:
+            if name in self._observes:
+                array, shape = self._observes[name]
+                found[name] = np.asarray(arrays[array]).reshape(rows, *shape)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name not in found}
+        for start in range(0, rows, PIECE) if parts else ():
+            piece = {name: array[start : start + PIECE] for name, array in arrays.items()}
+            own = {name: np.repeat(value, rows_of(piece), 0) for name, value in held.items()}
+            sites = self._trace(self.start, self.arrays(piece), own)
+            for name, kept in parts.items():
+                kept.append(np.asarray(_elements(sites[name], self._axis(sites[name]))))
+        return {**found, **{name: np.concatenate(kept) for name, kept in parts.items()}}
+
+    def arguments(
+        self,
+        leaves: Mapping[str, Any],
+        arrays: Mapping[str, jax.Array],
+        held: Mapping[str, np.ndarray],
+        wanted: Mapping[str, tuple[str, ...]],
+    ) -> dict[str, dict[str, jax.Array]]:
+        """Arguments of sites' distributions, [R, E, *event], with the latents held."""
+        sites = self._trace(leaves, arrays, held)
+        return {site: {n: self._argument(sites[site], n) for n in names} for site, names in wanted.items()}
+
+    def _argument(self, site: Mapping[str, Any], name: str) -> jax.Array:
+        fn, base = site["fn"], unwrapped(site["fn"])
+        rank = family_of(type(base).__name__).ranks.get(name, 0)
+        value = jnp.asarray(getattr(base, name))
+        whole = (*fn.batch_shape, *fn.event_shape[: fn.event_dim - base.event_dim])
+        value = jnp.broadcast_to(value, (*whole, *value.shape[value.ndim - rank :]))
+        return _rows_first(value, len(fn.batch_shape) + self._axis(site), value.ndim - rank)
+
+    def densities(
+        self, leaves: Mapping[str, Any], arrays: Mapping[str, jax.Array], held: Mapping[str, np.ndarray], names: Any
+    ) -> dict[str, jax.Array]:
+        """log p of sites, [R], with the latents held."""
+        sites, found = self._trace(leaves, arrays, held), {}
+        for name in names:
+            site = sites[name]
+            density = log_density(site) * (1.0 if site["scale"] is None else site["scale"])
+            found[name] = _rows_first(density, density.ndim + self._axis(site), density.ndim).sum(1)
+        return found
+
+    def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse rows that lie outside the support of the site that observes them."""
+        values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
+        refuse_out_of_support(*callables(self._alone), as_jax(arrays), values, arrays)
+
+    def _trace(self, leaves: Mapping[str, Any], arrays: Mapping[str, jax.Array], held: Mapping[str, Any]) -> Trace:
+        """One run of the model with its latents held at values [R, *event]."""
+        values = {**self._leaves.constrained(self._params(leaves)), **self._leaves.buffers}
+        values = own_containers(values) | {name: self._shaped(name, value) for name, value in held.items()}
+        return trace(substitute(seed(self._model, jax.random.key(self.options.seed)), data=values)).get_trace(**arrays)
+
+    def _shaped(self, name: str, value: np.ndarray) -> jax.Array:
+        """A latent's values [R, *event] on the axis where its site has its rows."""
+        site = self.structure.model[name]
+        shape = [1] * (len(site.shape) - site.event_dim)
+        shape[next(plate.dim for plate in site.plates if plate.data)] = len(value)
+        return jnp.asarray(value).reshape(*shape, *value.shape[1:])
+
+    def _axis(self, site: Mapping[str, Any]) -> int:
+        """Where the rows are in a site's batch shape, from the right."""
+        return next(f.dim for f in site["cond_indep_stack"] if f.name in self.structure.data_plates)
+
+
+def _in_force(leaf: Any) -> jax.Array:
+    dtype = jnp.result_type(leaf)
+    return jnp.asarray(leaf, jnp.result_type(float) if jnp.issubdtype(dtype, jnp.floating) else dtype)
+
+
+def _has_mask(fn: Any) -> bool:
+    return isinstance(fn, MaskedDistribution) or (hasattr(fn, "base_dist") and _has_mask(fn.base_dist))
+
+
+def _rows_first(value: jax.Array, rows: int, elements: int) -> jax.Array:
+    """An array with the axis `rows` in front, the other axes before `elements` as one: [R, E, *event]."""
+    value = jnp.moveaxis(value, rows, 0)
+    return value.reshape(value.shape[0], int(np.prod(value.shape[1:elements])), *value.shape[elements:])
+
+
+def _elements(site: Mapping[str, Any], axis: int) -> jax.Array:
+    """A site's value as [R, E, *event]."""
+    fn = site["fn"]
+    whole = jnp.broadcast_to(site["value"], fn.batch_shape + fn.event_shape)
+    return _rows_first(whole, len(fn.batch_shape) + axis, whole.ndim - unwrapped(fn).event_dim)
