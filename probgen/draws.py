@@ -26,6 +26,7 @@ POSTERIOR, STATS = "posterior/", "sample_stats/"
 R_HAT = 1.01  # above it the chains have not mixed
 ESS = 100  # effective draws a chain, below which quantiles are rough
 VALIDATION = 100  # draws by which rows that were held out are judged while the chains run
+TAILS = (0.05, 0.95)  # quantiles whose ESS is that of the tails
 FEWEST = 4  # draws a chain, below which R-hat and ESS are not defined
 
 NOWHERE = (
@@ -193,7 +194,11 @@ def _worst(numbers: np.ndarray) -> dict[str, float]:
         return np.asarray(measure(numbers, chain_axis=0, draw_axis=1, **options), np.float64)
 
     with np.errstate(all="ignore"):
-        found = {"r_hat": each(rhat), "ess_bulk": each(ess, method="bulk"), "ess_tail": each(ess, method="tail")}
+        found = {
+            "r_hat": each(rhat),
+            "ess_bulk": each(ess, method="bulk"),
+            "ess_tail": each(ess, method="tail", prob=TAILS),
+        }
     return {n: float(np.nanmax(v) if n == "r_hat" else np.nanmin(v)) for n, v in found.items() if np.isfinite(v).any()}
 
 
@@ -264,6 +269,19 @@ def gives_density(structure: Structure) -> bool:
     """Whether a row has a density p(x_n | θ) given the draws: it lies in a data plate, and no drawn latent is its own."""
     local = [name for name in drawn(structure) if structure.model[name].local]
     return bool(structure.data_plates) and not local and structure.kind == "latent"
+
+
+def latent_draws(trained: Any, arrays: Arrays, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Draws of all latents of the rows: of the guide, or those of NUTS, evenly spaced over its chains.
+
+    [S, B, ...] of local latents and [S, ...] of global ones; S is `draws`, or as many as the chains have if fewer.
+    """
+    kept = getattr(trained, "draws", None)
+    if kept is None:
+        return trained.posterior(arrays, draws, seed)[0]
+    flat, total = kept.flat(), kept.chains * kept.length
+    chosen = np.linspace(0, total - 1, min(draws, total)).round().astype(int)
+    return trained.given(arrays, {name: value[chosen] for name, value in flat.items()}, seed)[0]
 
 
 def log_density(trained: Any, arrays: Arrays, draws: Draws, seed: int) -> np.ndarray:

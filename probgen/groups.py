@@ -102,7 +102,8 @@ def _attributes(trained: Any, found: Mapping[str, Any], k: int) -> dict[str, dic
     structure = trained.structure
     if "log_likelihood" not in found:
         return {}
-    integrated = structure.kind == "latent" and any(site.local for site in structure.latents.values())
+    alone = structure.kind == "latent" and not structure.has_global_latents
+    integrated = alone and any(site.local for site in structure.latents.values())
     said = {
         "loo_valid": int(structure.has_global_latents and bool(GLOBAL & found["sample_stats"].keys())),
         "training_rows": int(trained.rows),

@@ -17,11 +17,13 @@ import numpy as np
 
 from probgen import groups
 from probgen.chunks import numbers_of, particles, pieces, seed_at
+from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.evaluate.likelihood import log_mean_weight
 from probgen.feed import evaluation_batches
 from probgen.program import Structure, rows_of
-from probgen.sites import numbered
+from probgen.sample import to_data_units
+from probgen.sites import arrays_of, numbered, stack_numbered
 from probgen.supports import refuse_outside
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 ROWS = 500  # rows a batch
 LARGEST = 2**29  # values of latents a tree may hold
-DRAW, WEIGH, PREPARE, CHOOSE = 0, 1, 2, 3  # places of the seeds
+DRAW, WEIGH, PREPARE, CHOOSE, REPLICATE = 0, 1, 2, 3, 4  # places of the seeds
 
 
 def posterior(
@@ -40,43 +42,93 @@ def posterior(
     max_rows: int = 1000,
     seed: int = 0,
     k: int = 200,
+    predictive: bool = False,
+    spec: Mapping[str, Any] | None = None,
 ) -> DataTree:
-    """Draws of the guide for `rows`, or for `max_rows` of them chosen by seed.
+    """`draws` of the latents for `rows`, or for `max_rows` of them chosen by seed.
+
+    They are draws of the guide; of a run learned by NUTS those of its chains, at most `draws` of each, evenly spaced.
 
     Groups: `posterior`; `sample_stats` with `log_p` = log p(x, z | θ) and `log_q` = log q(z | x, θ) per datum, and
     `log_ratio_global` = log p(θ) − log q(θ) per draw where latents are global; `log_likelihood`, log p(x_n | θ_s) in
     the units of the raw data, local latents integrated out by `k` importance weights (so one value for all draws
     where no latent is global); `observed_data`, raw; `constant_data`, every other array. Arrays of one number a row
-    (labels) are coordinates along `data`.
+    (labels) are coordinates along `data`. Of NUTS, `sample_stats` holds what its chains recorded instead. With
+    `predictive` (which needs the data's `spec`), `posterior_predictive` holds a draw of the data in their own units at
+    each draw of the latents.
 
     Raises:
         ProbgenError: no rows, a program without latents, or draws that would not fit into memory.
     """
-    structure = trained.structure
+    structure, chains = trained.structure, _chains(trained, draws)
+    draws = draws if chains is None else chains.chains * chains.length
     _check(structure, len(rows), draws, max_rows)
     indices = _chosen(len(rows), max_rows, seed)
     chosen = rows.take(indices)
-    # A draw of the global latents holds for all rows, so these cannot be cut into batches.
-    size = len(indices) if structure.has_global_latents else min(ROWS, particles(structure))
-    batches = []
+    # A draw of the guide's global latents holds for all rows, so these cannot be cut into batches.
+    size = len(indices) if _together(structure, chains) else min(ROWS, particles(structure))
+    batches, replicates = [], []
     feed = evaluation_batches(chosen, preparation, size, seed_at(seed, PREPARE))
     for i, (_, arrays, log_jacobian) in enumerate(feed):
         refuse_outside(trained, arrays, rows.where)
-        drawn = _draw(trained, arrays, draws, seed_at(seed, DRAW, i))
+        drawn = _draw(trained, arrays, draws if chains is None else chains, seed_at(seed, DRAW, i))
         estimates = _log_likelihood(trained, arrays, log_jacobian, drawn, k, seed_at(seed, WEIGH, i))
         batches.append((drawn, estimates))
+        if predictive:
+            replicates.append(_replicates(trained, preparation, spec, arrays, drawn, seed_at(seed, REPLICATE, i)))
     values = {name: _along_rows(structure, name, [b.values[name] for b, _ in batches]) for name in batches[0][0].values}
-    stats = {name: np.concatenate([getattr(b, name) for b, _ in batches], axis=1) for name in ("log_p", "log_q")}
-    if batches[0][0].terms is not None:
-        stats["log_ratio_global"] = _log_ratio(trained, batches[0][0].terms)
-    likelihood = {name: np.concatenate([e[name] for _, e in batches], axis=1) for name in batches[0][1]}
+    stats = _stats(trained, [drawn for drawn, _ in batches]) if chains is None else _flat(chains.stats)
+    likelihood = _joined([estimates for _, estimates in batches])
     raw = chosen[np.arange(len(chosen))]
-    return groups.tree(trained, values, stats, likelihood, raw, indices, k)
+    count = 1 if chains is None else chains.chains
+    return groups.tree(trained, values, stats, likelihood, raw, indices, k, _joined(replicates), count)
+
+
+def _chains(trained: Any, draws: int) -> Draws | None:
+    """What NUTS drew, thinned; None where a guide was learned."""
+    kept = getattr(trained, "draws", None)
+    return kept if kept is None or draws < 1 else kept.thinned(draws)
+
+
+def _together(structure: Structure, chains: Draws | None) -> bool:
+    """Whether all rows must be in one batch."""
+    if chains is None:
+        return structure.has_global_latents
+    return any(structure.model[name].local for name in chains.values)
+
+
+def _flat(stats: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value.reshape(-1) for name, value in stats.items()}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches of variables [draws, B, ...], put together along the rows."""
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in (parts[0] if parts else ())}
+
+
+def _stats(trained: Any, batches: list[_Drawn]) -> dict[str, np.ndarray]:
+    stats = {name: np.concatenate([getattr(b, name) for b in batches], axis=1) for name in ("log_p", "log_q")}
+    if batches[0].terms is not None:
+        stats["log_ratio_global"] = _log_ratio(trained, batches[0].terms)
+    return stats
+
+
+def _replicates(
+    trained: Any, preparation: Any, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], drawn: _Drawn, seed: int
+) -> dict[str, np.ndarray]:
+    """Data drawn given each draw of the latents, [draws, B, ...], by array and in its units; else by site."""
+    values = stack_numbered(trained.replicate(arrays, drawn.values, seed), 2)
+    shape = next(iter(values.values())).shape[:2]
+    held = arrays_of(trained.structure, preparation.spec(spec))
+    flat = {name: np.reshape(value, (-1, *value.shape[2:])) for name, value in values.items()}
+    raw = flat | to_data_units(flat, preparation, held)
+    return {held.get(name, name): np.reshape(value, (*shape, *value.shape[1:])) for name, value in raw.items()}
 
 
 def loo(tree: DataTree, **options: Any) -> Any:
-    """Leave-one-out cross-validation of a program with global latents, by `arviz_stats.loo_approximate_posterior`.
+    """Leave-one-out cross-validation of a program with global latents.
 
+    By `arviz_stats.loo` where the draws are those of NUTS, by `loo_approximate_posterior` where they are a guide's;
     `options` go to it (`pointwise`, `var_name`). PSIS-LOO takes one datum out of a posterior that holds it, so the
     tree must be that of all N training rows.
 
@@ -88,7 +140,7 @@ def loo(tree: DataTree, **options: Any) -> Any:
         | Bayesian Leave-One-Out Cross-Validation for Large Data (Magnusson et al., 2019),
           https://arxiv.org/abs/1904.10679
     """
-    from arviz_stats import loo_approximate_posterior
+    import arviz_stats
 
     if "log_likelihood" not in tree.children:
         raise ProbgenError("LOO needs the group log_likelihood, which this posterior has not: see its warning")
@@ -105,8 +157,21 @@ def loo(tree: DataTree, **options: Any) -> Any:
             f"make it with run.posterior(data.train, rows={needed})"
         )
     stats = tree["sample_stats"]
+    if "log_ratio_global" not in stats:
+        return arviz_stats.loo(tree, **{"reff": _relative_efficiency(tree), **options})
     log_p = stats["log_p"].sum("data") + stats["log_ratio_global"]
-    return loo_approximate_posterior(tree, log_p, stats["log_q"].sum("data"), **options)
+    return arviz_stats.loo_approximate_posterior(tree, log_p, stats["log_q"].sum("data"), **options)
+
+
+def _relative_efficiency(tree: DataTree) -> float:
+    """ESS / draws, the mean over the global latents: draws of the rows' own latents are independent given these."""
+    from arviz_stats import ess
+
+    latents = [value.values for value in tree["posterior"].data_vars.values() if "data" not in value.dims]
+    numbers = np.concatenate([v.reshape(*v.shape[:2], -1) for v in latents], axis=-1).astype(np.float64)
+    numbers = numbers[..., np.ptp(numbers, axis=(0, 1)) > 0]
+    found = np.asarray(ess(numbers, method="mean", chain_axis=0, draw_axis=1)) if numbers.shape[1] > 3 else np.nan
+    return min(1.0, float(np.nanmean(found)) / numbers[..., 0].size) if np.isfinite(found).any() else 1.0
 
 
 def _check(structure: Structure, rows: int, draws: int, max_rows: int) -> None:
@@ -146,8 +211,12 @@ class _Drawn:
     terms: dict[str, np.ndarray] | None = None
 
 
-def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int, seed: int) -> _Drawn:
-    """A bounded number of draws at a time."""
+def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int | Draws, seed: int) -> _Drawn:
+    """So many draws of the guide, a bounded number at a time; or the given draws, with the rows' own latents."""
+    if isinstance(draws, Draws):
+        values, terms = trained.given(arrays, draws.flat(), seed)
+        local = sum(terms.values(), np.zeros((len(next(iter(values.values()))), rows_of(arrays))))
+        return _Drawn(values, local, np.zeros_like(local), terms)
     sizes = list(pieces(draws, particles(trained.structure) // rows_of(arrays)))
     parts = [trained.posterior(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     values = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
@@ -184,7 +253,7 @@ def _log_likelihood(
     structure = trained.structure
     if structure.kind not in ("exact", "latent"):
         return {}
-    if structure.has_global_latents:
+    if drawn.terms is not None or structure.has_global_latents:
         sites = _given_globals(structure, drawn)
     else:
         estimate = _weighed(trained, arrays, 1 if structure.kind == "exact" else k, seed)

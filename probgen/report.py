@@ -42,6 +42,8 @@ _COLOURS = {
 _PACKAGES = ("probgen", "torch", "pyro-ppl", "jax", "numpyro", "numpy", "arviz-base")
 
 
+_SHOWN = (("r_hat", 3), ("ess_bulk", 0), ("ess_tail", 0))  # what is said of a chain, and to how many places
+
 _TRUST = (
     '<p class="text">The log-likelihood averages importance weights <i>p</i>(<i>x</i>, <i>z</i>) / <i>q</i>(<i>z</i> | '
     "<i>x</i>) over draws of the guide. k-hat is the tail index of these weights for one datum.</p>"
@@ -117,6 +119,8 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
     )
     if run.structure.has_global_latents:
         yield _section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
+    if getattr(run, "draws", None) is not None:
+        yield _section("Chains", "Whether the draws are to be trusted.", _chains(run.draws))
     if any(site.local for site in run.structure.sampled.values()):
         yield _section(
             "Latent space",
@@ -308,6 +312,24 @@ def _numbers(run: Any) -> str:
         f"<th>meaning</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         + (f'<p class="protocol">Protocol: {escape(said)}.</p>' if said else "")
         + (f'<ul class="notes">{listed}</ul>' if listed else "")
+    )
+
+
+def _chains(draws: Any) -> str:
+    """R-hat and ESS of every latent NUTS drew, divergences, and what is wrong."""
+    rows = "".join(
+        f'<tr><td class="first">{_typeset(name)}</td>'
+        + "".join(f'<td class="value">{site[n]:.{places}f}</td>' if n in site else "<td></td>" for n, places in _SHOWN)
+        + "</tr>"
+        for name, site in draws.by_site.items()
+    )
+    total = f"{draws.chains} chains of {draws.length:,} draws; {draws.divergences:,} of these diverged."
+    listed = "".join(f"<li>{escape(note)}</li>" for note in draws.notes())
+    return (
+        '<div class="scroll"><table class="numbers"><thead><tr><th>latent</th><th>R-hat</th><th>ESS, bulk</th>'
+        f"<th>ESS, tails</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<p class="protocol">{escape(total)} The worst of a latent\'s numbers. Vehtari et al. 2021, Rank-normalization, '
+        "folding, and localization: an improved R-hat.</p>" + (f'<ul class="notes">{listed}</ul>' if listed else "")
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from probgen import zoo
 from probgen.blame import blaming
 from probgen.data import as_rows, load_data
+from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.folder import CONFIG, SOURCE, Folder
 from probgen.prepare import Preparation
@@ -198,6 +199,13 @@ class Run:
             prefix = f"state/{HISTORY}"
             self._history = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
         return dict(self._history or {})
+
+    @cached_property
+    def draws(self) -> Draws | None:
+        """What NUTS drew, chain by chain; None where the program was learned another way."""
+        if not str(self.config["by"]).startswith("NUTS("):
+            return None
+        return Draws.of(self.folder.weights() if self._weights is None else self._weights)
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -381,6 +389,20 @@ class Run:
 
         with self._told():
             return calibration(self, data, **options)
+
+    def probability(self, event: Callable[[Mapping[str, np.ndarray]], Any], n: int = 100_000, **options: Any) -> Any:
+        """P(event), or P(event | known entries) with `given`, as an `Estimate`; a score makes rare events reachable."""
+        from probgen.probability import probability
+
+        with self._told():
+            return probability(self.trained, self.preparation, self.spec, event, n, **options)
+
+    def expectation(self, function: Callable[[Mapping[str, np.ndarray]], Any], n: int = 100_000, **options: Any) -> Any:
+        """The mean of a function of the draws, as an `Estimate`; `seed`, `given` and `prior` are those of `sample`."""
+        from probgen.probability import expectation
+
+        with self._told():
+            return expectation(self.trained, self.preparation, self.spec, function, n, **options)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write `report.html`, one file that shows the run, and return its path."""

@@ -19,6 +19,10 @@ _MEANING = {
     "k_hat": ("k-hat, median", "", "tail of the importance weights: below 0.5 good, above 0.7 not to be trusted"),
     "k_hat_above_0.7": ("share with k-hat > 0.7", "", "the share of data whose estimate is not to be trusted"),
     "ess": ("effective sample size", "", "median per datum, of the importance weights"),
+    "r_hat": ("R-hat, worst", "", "how far the chains differ: above 1.01 they have not mixed"),
+    "ess_bulk": ("ESS of the bulk, least", "draws", "independent draws that would give means as sure"),
+    "ess_tail": ("ESS of the tails, least", "draws", "independent draws that would give 5% and 95% quantiles as sure"),
+    "divergences": ("divergences", "", "draws whose trajectory left the posterior: none is as it should be"),
     "reconstruction_error": ("reconstruction error", "", "mean squared error per value, in data units"),
     "active_units": ("active units", "", "latent dimensions whose posterior mean moves with the data"),
 }
@@ -109,6 +113,14 @@ def prepared_by(preparation: Mapping[str, Any] | None) -> list[str]:
     return [f"{name} prepared by {', '.join(map(_step, chain))}" for name, chain in chains.items() if chain]
 
 
+def notes(run: Any) -> list[str]:
+    """What is to be said about the numbers of a run: of its evaluation, or of its chains where there is none."""
+    if run.evaluation:
+        return list(run.evaluation.get("notes", ()))
+    draws = getattr(run, "draws", None)
+    return [] if draws is None else draws.notes()
+
+
 def _step(step: Mapping[str, Any]) -> str:
     """`Binarize(threshold=8)`: a step with those of its constants that are one number."""
     constants = {name: value for name, value in step.items() if name != "step" and _one_number(value)}
@@ -168,7 +180,7 @@ def summary_table(run: Any) -> Table:
     if not run.evaluation:
         for label, text, unit in _training(run):
             table.add_row(label, text, unit)
-    lines = [headline(run), protocol(run.evaluation), *(run.evaluation or {}).get("notes", ())]
+    lines = [headline(run), protocol(run.evaluation), *notes(run)]
     table.caption = literal("\n".join(line for line in lines if line))
     table.caption_justify = "left"
     return table
@@ -183,23 +195,26 @@ def summary_html(run: Any) -> str:
         f"<td style='text-align:left;padding:1px 0;opacity:.65'>{escape(unit)}</td></tr>"
         for label, text, unit in rows
     )
-    said = [protocol(run.evaluation), *(run.evaluation or {}).get("notes", ())]
-    notes = "".join(f"<div style='opacity:.65;font-size:90%;margin-top:4px'>{escape(s)}</div>" for s in said if s)
+    said = [protocol(run.evaluation), *notes(run)]
+    lines = "".join(f"<div style='opacity:.65;font-size:90%;margin-top:4px'>{escape(s)}</div>" for s in said if s)
     return (
         "<div style='border-left:3px solid #0a6fae;padding:2px 0 2px 14px;max-width:60em'>"
         f"<div style='font-size:120%;font-weight:600'>{escape(str(run.name))}</div>"
         f"<div style='opacity:.65;margin-bottom:6px'>{escape(headline(run))}</div>"
         "<div style='display:flex;flex-wrap:wrap;gap:24px;align-items:center'>"
-        f"<table style='border:none;margin:0;background:none'>{cells}</table>{_sparkline(run)}</div>{notes}</div>"
+        f"<table style='border:none;margin:0;background:none'>{cells}</table>{_sparkline(run)}</div>{lines}</div>"
     )
 
 
 def _training(run: Any) -> Iterator[tuple[str, str, str]]:
-    """The last losses of a run that was not evaluated yet."""
+    """The last losses of a run that was not evaluated yet, and whether its chains are to be trusted."""
     for name, label in (("loss", "training loss"), ("valid_loss", "validation loss")):
         values = [v for v in run.metrics.get(name, ()) if v is not None and math.isfinite(v)]
         if values:
             yield label, with_error(float(values[-1]), None), "nats per datum"
+    draws = getattr(run, "draws", None)
+    for number in numbers(draws.diagnostics()) if draws is not None else ():
+        yield number.label, number.text, number.unit
 
 
 def _sparkline(run: Any, width: int = 220, height: int = 56) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from probgen.chunks import particles, seed_at
+from probgen.draws import gives_density
 from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch
 from probgen.evaluate.latents import ActiveUnits
 from probgen.evaluate.likelihood import Likelihood
+from probgen.evaluate.predictive import NO_GUIDE, Predictive, no_density
 from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
 from probgen.feed import evaluation_batches
@@ -53,7 +55,9 @@ def evaluate(
         log-Jacobians of `prepare`; `<name>_se` is the standard error of the mean over rows, `log_likelihood_mc_se`
         the part of it that comes from drawing latents. `k_hat` (median) and `k_hat_above_0.7` (share), `ess`
         (median effective sample size of the `k` weights), `term/<site>`, `reconstruction_error`, `active_units`
-        (and `active_units/<site>`), `protocol`, `notes`.
+        (and `active_units/<site>`), `protocol`, `notes`. Of a program learned by NUTS, `log_likelihood` is the log
+        posterior predictive density over `k` of its draws, and `r_hat`, `ess_bulk`, `ess_tail` and `divergences` say
+        how far the chains are to be trusted; what needs a guide is missing.
 
     Raises:
         ProbgenError: no rows, or `k` below 2.
@@ -64,7 +68,9 @@ def evaluate(
         raise ProbgenError(f"evaluate: `k` is {k}, and an error estimate needs at least 2 importance samples")
     structure = trained.structure
     parts, notes = _parts(trained, preparation, spec, k)
-    size = min(ROWS, len(rows), particles(structure))
+    draws = getattr(trained, "draws", None)
+    whole = draws is not None and any(structure.model[name].local for name in draws.values)
+    size = len(rows) if whole else min(ROWS, len(rows), particles(structure))
     for i, (indices, arrays, log_jacobian) in enumerate(evaluation_batches(rows, preparation, size, seed)):
         refuse_outside(trained, arrays, rows.where)
         batch = Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
@@ -74,14 +80,16 @@ def evaluate(
     for part in parts:
         found, said = part.result()
         numbers, notes = numbers | found, notes + said
+    if draws is not None:
+        numbers, notes = numbers | draws.diagnostics(), notes + draws.notes()
     if preparation.random:
         notes.append("prepare is random: every row was prepared once, by seed")
-    estimators = [part.estimator for part in parts if isinstance(part, Likelihood)]
+    estimators = [part.estimator for part in parts if hasattr(part, "estimator")]
     protocol = {
         "prepare": preparation.to_json(),
         "split": split,
         "rows": len(rows),
-        "k": k if structure.kind == "latent" else None,
+        "k": k if structure.kind == "latent" and draws is None else None,
         "seed": seed,
         "estimator": estimators[0] if estimators else None,
         "kind": structure.kind,
@@ -94,7 +102,12 @@ def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> t
     structure = trained.structure
     parts: list[Any] = []
     notes = [NO_LIKELIHOOD[structure.kind]] if structure.kind in NO_LIKELIHOOD else []
-    if not notes:
+    if getattr(trained, "draws", None) is not None:
+        if gives_density(structure):
+            parts.append(Predictive(trained, k, data_dims(trained, preparation, spec)))
+        else:
+            notes += [NO_GUIDE] if notes else [no_density(structure), NO_GUIDE]
+    elif not notes:
         draws = 1 if structure.kind == "exact" else min(k, TERM_DRAWS)
         parts += [Likelihood(trained, k, data_dims(trained, preparation, spec)), Terms(trained, draws)]
     if structure.sampled:
