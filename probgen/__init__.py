@@ -22,7 +22,7 @@ _HOMES = {
     "load": "zoo",
     "list_models": "zoo",
     "load_data": "data",
-    "Calibration": "calibration",
+    "Calibration": "ranks",
     "Data": "data",
     "Options": "recipe",
     "Run": "run",
@@ -42,12 +42,12 @@ _HOMES = {
 _MODULES = ("pictures", "pyro", "numpyro")
 
 if TYPE_CHECKING:
-    from probgen.calibration import Calibration as Calibration
     from probgen.data import Data as Data
     from probgen.data import load_data as load_data
     from probgen.errors import ProbgenError as ProbgenError
     from probgen.program import Player as Player
     from probgen.program import Program as Program
+    from probgen.ranks import Calibration as Calibration
     from probgen.recipe import Options as Options
     from probgen.run import Run as Run
     from probgen.schedules import Cosine as Cosine

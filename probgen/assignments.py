@@ -13,6 +13,7 @@ import numpy as np
 
 from probgen.chunks import seed_at
 from probgen.components import sites_of, state_sites
+from probgen.draws import latent_draws
 from probgen.errors import ProbgenError
 from probgen.feed import evaluation_batches
 from probgen.relabel import orders, probabilities
@@ -65,7 +66,7 @@ def _others(trained: Any, arrays: dict[str, np.ndarray], draws: int, seed: int) 
     structure = trained.structure
     if not structure.latents.keys() - structure.enumerated.keys():
         return {}
-    values = trained.posterior(arrays, draws, seed)[0]
+    values = latent_draws(trained, arrays, draws, seed)
     return {name: value for name, value in values.items() if name not in structure.enumerated}
 
 

@@ -18,140 +18,21 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from probgen.chunks import particles, pieces, seed_at
+from probgen.components import Axes, component_axes, renumbered, state_sites
 from probgen.errors import ProbgenError
 from probgen.program import Program, Structure
-from probgen.ranks import inside, ks_pvalue, normalised, ranks, shape
+from probgen.ranks import Calibration, ranks
 from probgen.sites import arrays_of, stack_numbered
 
 SIMULATIONS, REFITS = 1000, 100  # by default, with the guide as it is and with a fit for each simulation
-KS, BAND = 1e-4, 0.99  # what a site's p-value must exceed, and how surely a calibrated site lies in its band
-SURE = 3.0  # standard errors from which a shift or a width is put in words
-DRAW, POSTERIOR, CHOOSE, FIT, TIES = 0, 1, 2, 3, 4  # places of the seeds
+DRAW, POSTERIOR, CHOOSE, FIT, TOSS = 0, 1, 2, 3, 4  # places of the seeds
 _RECIPE = ("steps", "batch_size", "lr", "optimizer", "clip", "ema", "precision", "device")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The ranks of simulated truths, [simulations, ...] in 0..draws by latent site, and what they say.
-
-    A site passes if the Kolmogorov-Smirnov p-value of its normalised ranks exceeds 1e-4 and their ECDF lies inside the
-    simultaneous 99 % band. Where it holds several numbers both are those of its worst one with Bonferroni's correction,
-    so that a calibrated site fails in at most 1 % of all seeds.
-    """
-
-    ranks: Mapping[str, np.ndarray]
-    draws: int
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def normalised(self) -> dict[str, np.ndarray]:
-        """The ranks as numbers in (0, 1), uniform where the site is calibrated: [simulations, ...]."""
-        rng = np.random.default_rng(seed_at(self.protocol.get("seed", 0), TIES))
-        return {name: normalised(values, self.draws, rng) for name, values in self.ranks.items()}
-
-    @cached_property
-    def components(self) -> dict[str, dict[str, np.ndarray]]:
-        """The normalised ranks of each number of each site, [simulations], by the number's name."""
-        return {
-            site: {_component(site, at): values[(slice(None), *at)] for at in np.ndindex(values.shape[1:])}
-            for site, values in self.normalised.items()
-        }
-
-    @cached_property
-    def ks_pvalue(self) -> dict[str, float]:
-        """The smallest p-value of each site's numbers, times how many they are."""
-        found = {site: [ks_pvalue(u) for u in parts.values()] for site, parts in self.components.items()}
-        return {site: min(1.0, min(values) * len(values)) for site, values in found.items()}
-
-    @cached_property
-    def inside_band(self) -> dict[str, bool]:
-        """Whether the ECDFs of all numbers of a site lie in the band that holds them together with 99 %."""
-        return {
-            site: all(inside(u, self.level(site)) for u in parts.values()) for site, parts in self.components.items()
-        }
-
-    def level(self, site: str) -> float:
-        """The probability of the band of one number, so that those of the site lie in theirs with 99 %."""
-        return 1 - (1 - BAND) / len(self.components[site])
-
-    @cached_property
-    def passed(self) -> bool:
-        """Whether every site is calibrated, as far as these simulations can tell."""
-        return all(map(self.site_passed, self.ranks))
-
-    def site_passed(self, site: str) -> bool:
-        """Whether one site is."""
-        return self.inside_band[site] and self.ks_pvalue[site] > KS
-
-    @cached_property
-    def verdicts(self) -> dict[str, str]:
-        """A sentence on each site: calibrated, or in what way it is not, and the cure."""
-        return {site: self._verdict(site) for site in self.ranks}
-
-    def _verdict(self, site: str) -> str:
-        count = self.protocol.get("simulations", len(self.ranks[site]))
-        if self.site_passed(site):
-            return f"calibrated, as far as {count:,} simulations can tell"
-        name = min(self.components[site], key=lambda n: ks_pvalue(self.components[site][n]))
-        failing = [n for n, u in self.components[site].items() if not inside(u, self.level(site))]
-        if failing and name not in failing:
-            name = failing[0]
-        words, cure = in_words(self.components[site][name], bool(self.protocol.get("guide", True)))
-        return f"the posterior of {name} is {words}: {cure}"
-
-    def __str__(self) -> str:
-        """A table: a line for each site, and how it was measured."""
-        rows = [("site", "numbers", "KS p", "ECDF in band", "")]
-        for site, parts in self.components.items():
-            inside_band = "yes" if self.inside_band[site] else "NO"
-            rows.append((site, str(len(parts)), f"{self.ks_pvalue[site]:.2g}", inside_band, self.verdicts[site]))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
-        return "\n".join(["Simulation-based calibration", *(line.rstrip() for line in lines), self.said])
-
-    @property
-    def said(self) -> str:
-        """How it was measured, in one line."""
-        how = self.protocol
-        parts = [f"{how['simulations']:,} simulations", f"{self.draws} draws each"] if "simulations" in how else []
-        parts += [str(how["posterior"])] if "posterior" in how else []
-        return "; ".join([*parts, "band of 99 % for all numbers of a site together", f"seed {how.get('seed', 0)}"])
-
-
-def in_words(values: np.ndarray, guide: bool = True) -> tuple[str, str]:
-    """What the shape of normalised ranks [S] says of the posteriors, and what helps.
-
-    U-shaped ranks are those of posteriors that are too narrow, hump-shaped ones of too wide; truths that lie high
-    among the draws are those of posteriors that are biased down.
-    """
-    shift, width, shift_z, width_z = shape(values)
-    words = []
-    if width_z > SURE:
-        words.append(f"too narrow (under-dispersed; the true one is about {width:.2g} times as wide)")
-    if width_z < -SURE:
-        words.append(f"too wide (over-dispersed; the true one is about {width:.2g} times as wide)")
-    if abs(shift_z) > SURE:
-        way = "down" if shift > 0 else "up"
-        words.append(f"biased {way} (by about {abs(shift):.2g} of its standard deviations)")
-    if not words:
-        words.append("of another shape than the true one")
-    if not guide:
-        return " and ".join(words), "sample longer, with more warm-up, and see that the chains agree"
-    if width_z > SURE:
-        cure = (
-            "let the guide know how latents depend on one another (AutoMultivariateNormal, a flow, draws that follow "
-            "draws), or train it longer"
-        )
-    else:
-        cure = "train the guide longer, or give it a larger family: a deeper encoder, a flow"
-    return " and ".join(words), cure
 
 
 def calibration(
@@ -168,8 +49,9 @@ def calibration(
     Without global latents `simulations` rows (1,000) are drawn from the trained model, and their latents `draws` times
     from the guide; nothing is fitted. With global latents every simulation (100) draws all of them from their prior,
     then a data set of `rows` rows (as many as the data have), is fitted by the run's own recipe, and ranks the global
-    latents, and the local ones of its first row; parameters of the model are those of the run where data are simulated,
-    and learned again with the rest. Arrays that the program is given come from the data.
+    latents, and the local ones of its first row. Components that are exchangeable are put in order first, truths and
+    draws alike. Parameters of the model are those of the run where data are simulated, and learned again with the
+    rest. Arrays that the program is given come from the data.
 
     Raises:
         ProbgenError: the program has no latents, no joint draws (a factor), or a data array that no site draws.
@@ -177,7 +59,7 @@ def calibration(
     run = _fitted(run_or_program, data, seed, progress)
     rows_given = _rows(run, data)
     structure = run.trained.structure
-    anew = structure.has_global_latents or _bound_to_rows(run)
+    anew = structure.has_global_latents or _drawn(run)
     simulations = (REFITS if anew else SIMULATIONS) if simulations is None else int(simulations)
     _refuse(structure, simulations, draws)
     source = _Source(run, rows_given, seed)
@@ -185,7 +67,7 @@ def calibration(
         pairs = _refitted(source, simulations, draws, rows or len(rows_given), progress)
     else:
         pairs = _amortised(source, simulations, draws)
-    rng, found = np.random.default_rng(seed_at(seed, TIES)), {}
+    rng, found = np.random.default_rng(seed_at(seed, TOSS)), {}
     for truth, posterior in pairs:
         for name in truth:
             found.setdefault(name, []).append(ranks(truth[name], posterior[name], rng))
@@ -193,7 +75,7 @@ def calibration(
         "simulations": simulations,
         "draws": draws,
         "seed": seed,
-        "guide": bool(structure.guide) and not _bound_to_rows(run),
+        "guide": bool(structure.guide) and not _drawn(run),
         "posterior": _how(run, anew, rows or len(rows_given)),
     }
     return Calibration({name: np.concatenate(parts) for name, parts in found.items()}, draws, protocol)
@@ -244,9 +126,9 @@ def _refuse(structure: Structure, simulations: int, draws: int) -> None:
         raise ProbgenError(f"calibration: `draws` is {draws}; below 9 the ranks are too coarse")
 
 
-def _bound_to_rows(run: Any) -> bool:
-    """Whether the posterior is that of the training rows alone, as a chain's draws are."""
-    return hasattr(run.program.by, "trained") and bool(run.trained.structure.unguided)
+def _drawn(run: Any) -> bool:
+    """Whether the posterior is the draws of chains, which are of the rows they were run on."""
+    return getattr(run.trained, "draws", None) is not None
 
 
 def _how(run: Any, anew: bool, rows: int) -> str:
@@ -307,19 +189,58 @@ def _refitted(
     source: _Source, simulations: int, draws: int, rows: int, progress: bool
 ) -> Iterator[tuple[Draws, Draws]]:
     """One truth [1, ...] and its posterior draws [L, 1, ...] at a time: of global latents, and of the first row's."""
-    structure = source.run.trained.structure
+    from probgen.draws import latent_draws
+
+    structure, components = source.run.trained.structure, _components(source, rows)
     for i in range(simulations):
         began = time.monotonic()
         truth, arrays = source.draw(rows, i)
         trained = _refit(source.run, arrays, seed_at(source.seed, FIT, i))
-        posterior = trained.posterior(arrays, draws, seed_at(source.seed, POSTERIOR, i))[0]
+        posterior = latent_draws(trained, arrays, draws, seed_at(source.seed, POSTERIOR, i))
+        found = len(next(iter(posterior.values())))
+        if found < draws:
+            raise ProbgenError(
+                f"calibration: the chains have {found} draws and `draws` is {draws}: ask for fewer, or let NUTS draw more"
+            )
         first = {n for n, site in structure.latents.items() if site.local}
-        yield (
-            {n: np.asarray(v[0] if n in first else v)[None] for n, v in truth.items()},
-            {n: (posterior[n][:, 0] if n in first else posterior[n])[:, None] for n in truth},
-        )
+        one = {n: np.asarray(v[0] if n in first else v)[None] for n, v in truth.items()}
+        many = {n: posterior[n][:, 0] if n in first else posterior[n] for n in truth}
+        for site, axes in components.items():
+            one, many = (_in_order(values, site, axes, _key(structure, axes)) for values in (one, many))
+        yield one, {n: v[:, None] for n, v in many.items()}
         if i == 0 and progress:
             _say(simulations - 1, time.monotonic() - began)
+
+
+def _components(source: _Source, rows: int) -> dict[str, Axes]:
+    """The axes of exchangeable components, by the enumerated latent they belong to; found at draws of the prior."""
+    trained = source.run.trained
+    found, draws = {}, [source.draw(rows, CHOOSE, i) for i in range(3)]
+    names = [n for n in trained.structure.latents if n not in trained.structure.enumerated]
+    values = {n: np.stack([truth[n] for truth, _ in draws]) for n in names}
+    for site in state_sites(trained.structure) if values else ():
+        axes = component_axes(trained, draws[-1][1], values, site)
+        if axes is not None:
+            found[site] = axes
+    return found
+
+
+def _key(structure: Structure, axes: Axes) -> str:
+    """The latent whose values put components in order: one on the real line, where there is one."""
+    return next((n for n in axes if structure.latents[n].support.lower().startswith("real")), next(iter(axes)))
+
+
+def _in_order(values: Draws, site: str, axes: Axes, key: str) -> dict[str, np.ndarray]:
+    """Draws [S, ...] with components in ascending order of `key`, so that truth and posterior number them alike.
+
+    That is a function of the latents, the same for both, so that its ranks are uniform wherever theirs are.
+    """
+    where = np.moveaxis(np.asarray(values[key]), axes[key][0] + 1, 1)
+    order = np.argsort(where.reshape(*where.shape[:2], -1).mean(2), axis=1)
+    ordered = renumbered(values, axes, order)
+    states = np.asarray(values[site]).astype(np.int64)
+    ordered[site] = np.take_along_axis(np.argsort(order, 1), states[:, None], 1)[:, 0]
+    return ordered
 
 
 def _refit(run: Any, arrays: Draws, seed: int) -> Any:
@@ -346,7 +267,3 @@ def _say(left: int, seconds: float) -> None:
 
     said = f"calibration: {left} more fits of {duration(seconds)} each, about {duration(left * seconds)} in all"
     print(said, file=sys.stderr, flush=True)
-
-
-def _component(site: str, at: tuple[int, ...]) -> str:
-    return f"{site}[{', '.join(map(str, at))}]" if at else site

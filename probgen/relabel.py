@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from probgen.groups import RESERVED
 
 if TYPE_CHECKING:
     from xarray import DataTree
+
+    from probgen.draws import Draws
 
 ROUNDS = 50
 LEAST = 1e-6  # of a probability in a logarithm: one datum alone does not decide
@@ -49,10 +52,69 @@ def relabel(tree: DataTree, run: Any) -> DataTree:
         )
     tree = tree.copy()
     dataset = tree["posterior"].to_dataset()
-    for name in names:
-        dataset = _relabelled(dataset, trained, _arrays(tree, run), name)
+    missing = [name for name in names if _free(name) not in dataset]
+    if missing:
+        raise ProbgenError(
+            f"relabel: {missing[0]!r} is one of a series of enumerated latents, and only single ones are renumbered: give "
+            "its sites names that do not end in a number"
+        )
+    sizes = (dataset.sizes["chain"], dataset.sizes["draw"])
+    values = {_site(key): v.values.reshape(-1, *v.shape[2:]) for key, v in dataset.data_vars.items()}
+    values, done = agreeing(trained, _arrays(tree, run), values)
+    for name, renumbering in done.items():
+        dataset = dataset.assign_attrs({f"relabelled_{name}": renumbering.sentence})
+        for key in renumbering.moved:
+            old = dataset[_free(key)]
+            new = values[key].reshape(*sizes, *old.shape[2:]).astype(old.dtype)
+            dataset[_free(key)] = old.copy(data=new).assign_attrs(relabelled_by=name)
     tree["posterior"].dataset = dataset
     return tree
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """What was done for one enumerated latent: a sentence, the latents that were renumbered, the order [S, K]."""
+
+    sentence: str
+    moved: tuple[str, ...] = ()
+    order: np.ndarray | None = None
+
+
+def agreeing(
+    trained: Any, arrays: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Renumbering]]:
+    """Draws [S, ...] of the latents with their components renumbered so that they agree, and what was done.
+
+    `arrays` are the rows they were drawn for; draws of enumerated latents are renumbered where they are among them.
+    """
+    values, done, enumerated = dict(values), {}, trained.structure.enumerated
+    for name in state_sites(trained.structure):
+        others = {n: v for n, v in values.items() if n not in enumerated}
+        found = orders(trained, arrays, others, name) if others else None
+        if found is None:
+            done[name] = Renumbering(f"the components of {name} are not exchangeable: nothing was renumbered")
+            continue
+        axes, order = found
+        values |= renumbered(others, axes, order)
+        moved = (*axes, *((name,) if name in values else ()))
+        if name in values:
+            states = np.asarray(values[name])
+            flat = states.reshape(len(order), -1).astype(np.int64)
+            values[name] = np.take_along_axis(np.argsort(order, 1), flat, 1).reshape(states.shape)
+        count = int((order != np.arange(order.shape[1])).any(1).sum())
+        said = f"components of {name} renumbered in {count} of {len(order)} draws (Stephens 2000): {', '.join(moved)}"
+        done[name] = Renumbering(said, moved, order)
+    return values, done
+
+
+def agreed(trained: Any, draws: Draws) -> tuple[Draws, list[str]]:
+    """What NUTS drew for the rows it was run on, components renumbered over all chains; and sentences that say so."""
+    if not state_sites(trained.structure):
+        return draws, []
+    values, done = agreeing(trained, trained.arrays, draws.flat())
+    shape = (draws.chains, draws.length)
+    back = {name: values[name].reshape(*shape, *value.shape[2:]) for name, value in draws.values.items()}
+    return replace(draws, values=back), [r.sentence for r in done.values() if r.moved]
 
 
 def agreement(assignments: np.ndarray, pivot: int = 0) -> np.ndarray:
@@ -101,41 +163,6 @@ def orders(
 
 def _spread(rows: int) -> np.ndarray:
     return np.unique(np.linspace(0, rows - 1, min(rows, MOST_ROWS)).astype(int))
-
-
-def _relabelled(dataset: Any, trained: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
-    """The group `posterior` with the components of one site renumbered."""
-    sizes = (dataset.sizes["chain"], dataset.sizes["draw"])
-    enumerated = trained.structure.enumerated.keys()
-    if _free(name) not in dataset:
-        raise ProbgenError(
-            f"relabel: {name!r} is one of a series of enumerated latents, which are renumbered only one at a time: leave "
-            "the series out of the posterior, or give its sites names of their own"
-        )
-    variables = {
-        _site(key): value.values.reshape(-1, *value.shape[2:])
-        for key, value in dataset.data_vars.items()
-        if _site(key) not in enumerated
-    }
-    found = orders(trained, arrays, variables, name) if variables else None
-    if found is None:
-        said = f"the components of {name} are not exchangeable: nothing was renumbered"
-        return dataset.assign_attrs({f"relabelled_{name}": said})
-    axes, order = found
-    moved = {key: value for key, value in renumbered(variables, axes, order).items() if key in axes}
-    moved[name] = np.take_along_axis(np.argsort(order, 1), _flat(dataset[_free(name)], len(order)), 1)
-    for key, value in moved.items():
-        old = dataset[_free(key)]
-        value = value.reshape(*sizes, *old.shape[2:]).astype(old.dtype)
-        dataset[_free(key)] = old.copy(data=value).assign_attrs(relabelled_by=name)
-    changed = int((order != np.arange(order.shape[1])).any(1).sum())
-    said = f"components of {name} renumbered in {changed} of {len(order)} draws (Stephens 2000): {', '.join(moved)}"
-    return dataset.assign_attrs({f"relabelled_{name}": said})
-
-
-def _flat(variable: Any, draws: int) -> np.ndarray:
-    """Drawn states as whole numbers, [S, N]."""
-    return variable.values.reshape(draws, -1).astype(np.int64)
 
 
 def _arrays(tree: DataTree, run: Any) -> dict[str, np.ndarray]:

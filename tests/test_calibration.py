@@ -13,10 +13,10 @@ from scipy import stats
 
 import probgen
 from probgen import cli, pictures, ranks
-from probgen.calibration import Calibration, in_words
 from probgen.data import load_data
 from probgen.errors import ProbgenError
 from probgen.program import Program
+from probgen.ranks import Calibration, in_words
 
 W = np.array([[1.0, 0.9], [0.8, 1.1], [0.2, -0.3]], np.float32)
 SD = 0.7
@@ -227,6 +227,34 @@ def test_a_global_latent_on_numpyro():
     assert exact.passed and np.mean((exact.ranks["theta"] > 4) & (exact.ranks["theta"] < 15)) > 0.2, str(exact)
 
 
+def test_exchangeable_components_are_put_in_order_in_truths_and_draws_alike():
+    """The data say nothing, so the posterior is the prior; the guide draws one of its 3! equal parts, sorted."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    from probgen.pyro import ELBO
+
+    def model(x):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        where = pyro.sample("where", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(0.03 * where[z], 3.0), obs=x)
+
+    def guide(x):
+        pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("where", dist.Delta(torch.randn(3).sort(descending=True)[0], event_dim=1))
+
+    program = Program(model, guide, by=ELBO(), defaults={"batch_size": None, "steps": 0})
+    run = probgen.fit(program, {"x": X[:3]}, progress=False)
+    options = {"simulations": 60, "draws": 19, "progress": False}
+    found = run.calibration(**options)
+    assert found.passed, str(found)
+    means = {k: found.normalised["where"][:, k].mean() for k in range(3)}
+    assert all(abs(m - 0.5) < 4 / np.sqrt(12 * 60) for m in means.values())  # unsorted they would be 1/6, 1/2, 5/6
+
+
 # -- the band ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +329,7 @@ MODEL = """
 import pyro, torch
 import pyro.distributions as dist
 from probgen.program import Program
+from probgen.ranks import Calibration, in_words
 
 def program(spec, narrow: float = 1.0) -> Program:
     def model(x):

@@ -6,9 +6,10 @@ from scipy import stats
 
 import probgen
 from probgen.components import component_axes, renumbered, state_sites
+from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.program import Program
-from probgen.relabel import agreement, relabel
+from probgen.relabel import agreed, agreeing, agreement, relabel
 
 K, D = 3, 2
 SHARES = np.array([0.5, 0.3, 0.2], np.float32)
@@ -55,7 +56,7 @@ def point_mixture(backend):
     return Program(model, by=ELBO())
 
 
-def bayesian_mixture(backend, prior_means=None, width=0.05, extra=False):
+def bayesian_mixture(backend, prior_means=None, extra=False):
     """Weights, means [K, D] and scales [K, D] are latents; the guide holds them near the truth.
 
     D is 2 and K is 3, but `tau` [K] stands above the means alone, and `loose` [K] is nobody's.
@@ -79,7 +80,7 @@ def bayesian_mixture(backend, prior_means=None, width=0.05, extra=False):
         ppl.sample("share", dist.Dirichlet(array(SHARES * 300)))
         if extra:
             ppl.sample("tau", dist.LogNormal(array([0.5, 1.0, 1.5]), 0.05).to_event(1))
-        ppl.sample("where", dist.Normal(array(MEANS), width).to_event(2))
+        ppl.sample("where", dist.Normal(array(MEANS), 0.05).to_event(2))
         ppl.sample("wide", dist.LogNormal(array(np.log(SCALES)), 0.05).to_event(2))
 
     return Program(model, guide, by=ELBO(), defaults={"batch_size": None})
@@ -120,15 +121,36 @@ def permutations(n, seed=3):
 AXES = ("share", "where", "wide")
 
 
+def drawn(n, seed=1):
+    """Draws of the latents near the truth, made by hand."""
+    rng = np.random.default_rng(seed)
+    return {
+        "share": rng.dirichlet(SHARES * 300, n).astype(np.float32),
+        "where": (MEANS + 0.05 * rng.normal(size=(n, K, D))).astype(np.float32),
+        "wide": (SCALES * np.exp(0.05 * rng.normal(size=(n, K, D)))).astype(np.float32),
+    }
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_permutations_are_undone_exactly(backend):
     """Up to one renumbering of all draws together, which nothing tells."""
-    run = fitted(bayesian_mixture(backend), rows())
+    run, values, order = fitted(bayesian_mixture(backend), rows()), drawn(40), permutations(40)
+    states = np.random.default_rng(2).integers(0, K, (40, 80))
+    moved = renumbered(values, dict.fromkeys(AXES, (0,)), order)
+    moved["z"] = np.take_along_axis(np.argsort(order, 1), states, 1)
+    found, done = agreeing(run.trained, {"x": rows()}, moved)
+    one = np.abs(found["where"][0][:, None] - MEANS).sum(-1).argmin(1)
+    assert sorted(one) == [0, 1, 2] and set(done["z"].moved) == {*AXES, "z"}
+    for name in AXES:
+        np.testing.assert_array_equal(found[name], values[name][:, one], name)
+    np.testing.assert_array_equal(found["z"], np.argsort(one)[states])
+
+
+def test_a_posterior_with_known_permutations_is_undone_in_its_groups():
+    run = fitted(bayesian_mixture("pyro"), rows())
     tree = run.posterior(draws=40, data=rows())
-    order = permutations(40)
-    back = relabel(shuffled(tree, order, AXES), run)["posterior"]
-    one = np.array([[np.abs(back["where"].values[0, 0, k] - m).sum() for m in MEANS] for k in range(K)]).argmin(1)
-    assert sorted(one) == [0, 1, 2]
+    back = relabel(shuffled(tree, permutations(40), AXES), run)["posterior"]
+    one = np.abs(back["where"].values[0, 0][:, None] - MEANS).sum(-1).argmin(1)
     for name in AXES:
         np.testing.assert_array_equal(back[name].values, tree["posterior"][name].values[:, :, one], name)
         assert back[name].attrs["relabelled_by"] == "z"
@@ -156,6 +178,21 @@ def test_chains_in_different_modes_agree_afterwards():
     after = arviz_stats.rhat(relabel(stuck, run)["posterior"].to_dataset()[list(AXES)])
     assert all(float(before[name].max()) > 2 for name in AXES)
     assert all(float(after[name].max()) < 1.02 for name in AXES), after
+
+
+def test_draws_of_chains_agree_afterwards_and_say_so():
+    run, values = fitted(bayesian_mixture("pyro"), rows()), drawn(200)
+
+    def chains(values):
+        stats_of = {"diverging": np.zeros((2, 100), bool)}
+        return Draws({n: v.reshape(2, 100, *v.shape[1:]) for n, v in values.items()}, stats_of)
+
+    order = np.repeat(np.array([[0, 1, 2], [1, 2, 0]]), 100, axis=0)
+    stuck = chains(renumbered(values, dict.fromkeys(AXES, (0,)), order))
+    after, said = agreed(run.trained, stuck)
+    assert stuck.diagnostics()["r_hat"] > 1.5
+    assert after.diagnostics() == pytest.approx(chains(values).diagnostics())
+    assert len(said) == 1 and "renumbered in 100 of 200 draws" in said[0]
 
 
 def test_a_latent_above_the_components_is_renumbered_with_them():
@@ -229,8 +266,8 @@ def test_assignments_of_a_point_program_are_the_responsibilities(backend):
 def test_assignments_are_averaged_over_draws_whose_components_agree(backend, monkeypatch):
     """The draws change places at random; without renumbering all probabilities would be near a third."""
     x = rows(60) * 0.7
-    run = fitted(bayesian_mixture(backend, width=0.15), x)
-    values = {n: v for n, v in run.trained.posterior({"x": x}, 64, 5)[0].items() if n != "z"}
+    run = fitted(bayesian_mixture(backend), x)
+    values = drawn(64)
     moved = renumbered(values, dict.fromkeys(AXES, (0,)), permutations(64))
     monkeypatch.setattr(run.trained, "posterior", lambda *_: (moved, None, None))
     found = run.assignments(x, draws=64)["z"]
