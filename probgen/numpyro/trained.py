@@ -216,7 +216,7 @@ class Trained:
 
     def _log_p(self, values: Any, key: jax.Array, arrays: Arrays, drawn: Mapping[str, jax.Array]) -> jax.Array:
         """log p(x_n, z_n) of local terms at given latents, enumerated ones summed out, [B]."""
-        run = self._pair(values, key, arrays, guide=_delta_guide(drawn))
+        run = self._pair(values, key, arrays, guide=point_masses(drawn))
         return terms.per_datum(run, terms.log_weight(run))
 
     def _conditional(
@@ -302,6 +302,16 @@ class Trained:
             compiled = self._jit(("decode",), run)
             return _numpy(compiled(self._values, jax.random.key(seed), (as_jax(arrays), as_jax(latents))))
 
+    def replicate(self, arrays: Arrays, latents: Arrays, seed: int) -> dict[str, np.ndarray]:
+        """A draw of every data site, [S, B, ...], at each draw of the latents: [S, B, ...] local, [S, ...] global ones."""
+
+        def one(values: Any, key: jax.Array, arrays: Arrays, drawn: Arrays) -> dict[str, jax.Array]:
+            given = {name: self._rows_back(value, name) for name, value in drawn.items()}
+            p = self._trace(uncondition(self._model), values, key, arrays, given)
+            return {n: self._rows_first(p[n]["value"], n) for n in self.structure.observed}
+
+        return self._many("replicate", one, arrays, len(next(iter(latents.values()))), seed, latents)
+
     def _means(self, p: terms.Trace) -> dict[str, jax.Array]:
         return {n: self._rows_first(_mean(p[n]["fn"]), n) for n in self.structure.observed}
 
@@ -331,16 +341,21 @@ class Trained:
         with self._scope():
             return _numpy(self._jit(name, run)(self._values, jax.random.key(seed), as_jax(arrays)))
 
-    def _many(self, name: str, one: Callable, arrays: Arrays, draws: int, seed: int) -> Any:
-        """`draws` compiled runs, chunk by chunk; the last chunk is filled up so that all have one shape."""
+    def _many(self, name: str, one: Callable, arrays: Arrays, draws: int, seed: int, each: Arrays | None = None) -> Any:
+        """`draws` compiled runs, chunk by chunk; the last chunk is filled up so that all have one shape.
+
+        `each` holds arrays [draws, ...] of which every run gets its own.
+        """
         with self._scope():
             arrays = as_jax(arrays)
             chunk = min(self._chunk(rows_of(arrays)), 1 << (draws - 1).bit_length())
-            many = self._jit((name,), jax.vmap(one, in_axes=(None, 0, None)))
+            many = self._jit((name,), jax.vmap(one, in_axes=(None, 0, None, 0)[: 3 if each is None else 4]))
             key, parts = jax.random.key(seed), []
             for first in range(0, draws, chunk):
                 keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + chunk))
-                part = _numpy(many(self._values, keys, arrays))
+                own = np.minimum(np.arange(first, first + chunk), draws - 1)
+                more = () if each is None else (as_jax({n: np.asarray(a)[own] for n, a in each.items()}),)
+                part = _numpy(many(self._values, keys, arrays, *more))
                 parts.append(jax.tree.map(lambda a, first=first: a[: draws - first], part))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
@@ -402,7 +417,7 @@ def _mean(fn: Any) -> jax.Array:
         raise ProbgenError(f"the distribution {type(base).__name__} of a data site has no mean to show") from error
 
 
-def _delta_guide(drawn: Mapping[str, jax.Array]) -> Callable[..., None]:
+def point_masses(drawn: Mapping[str, jax.Array]) -> Callable[..., None]:
     """A guide that puts all its mass at given values and adds nothing to a density."""
     import numpyro
     from numpyro.distributions import Delta

@@ -206,6 +206,19 @@ class Trained:
             trace = poutine.trace(model).get_trace(**self._tensors(arrays))
             return {name: _mean(trace.nodes[name]["fn"]) for name in self.structure.observed}
 
+    def replicate(
+        self, arrays: Mapping[str, np.ndarray], latents: Mapping[str, np.ndarray], seed: int
+    ) -> dict[str, np.ndarray]:
+        """A draw of every data site, [S, B, ...], at each draw of the latents: [S, B, ...] local, [S, ...] global ones."""
+        batch, found = self._tensors(arrays), []
+        with self._quiet(seed):
+            latents = self._tensors(latents)
+            for i in range(len(next(iter(latents.values())))):
+                given = {name: value[i] for name, value in latents.items()}
+                nodes = poutine.trace(poutine.condition(poutine.uncondition(self._model), given)).get_trace(**batch).nodes
+                found.append({name: _array(nodes[name]["value"]) for name in self.structure.observed})
+        return {name: np.stack([draw[name] for draw in found]) for name in found[0]}
+
     def reconstruct(self, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The mean of each data site's distribution at one draw z ~ q(z | x)."""
         with self._quiet(seed):
@@ -213,8 +226,12 @@ class Trained:
             return {name: _mean(p.nodes[name]["fn"]) for name in self.structure.observed}
 
     def _traces(self, batch: Mapping[str, Tensor]) -> tuple[poutine.Trace, poutine.Trace]:
+        """A draw of the guide, and of the model against it; what is enumerated is drawn given the data."""
         q = poutine.trace(self._guide).get_trace(**batch)
-        return q, poutine.trace(poutine.replay(self._model, trace=q)).get_trace(**batch)
+        model = poutine.replay(self._model, trace=q)
+        if self.structure.enumerated:
+            model = infer_discrete(model, first_available_dim=-1 - self._plan.depth, temperature=1)
+        return q, poutine.trace(model).get_trace(**batch)
 
     # -- densities ------------------------------------------------------------------------------------------------
 
