@@ -1,7 +1,17 @@
-"""Mixture of Gaussians (Bishop, Pattern Recognition and Machine Learning, 2006, chapter 9), learned by EM or ELBO.
+"""Mixture of Gaussians (Bishop, Pattern Recognition and Machine Learning, 2006, chapters 9 and 10.2).
 
-z ~ Categorical(π)                   z: one of K components, summed out:  p(x) = Σ_k π_k N(x | μ_k, Σ_k)
-x | z ~ N(μ_z, Σ_z)                  Σ_k = L_k L_kᵀ: full, tied (one for all k), diagonal or spherical
+    z ~ Categorical(π)                   z: one of K components, summed out:  p(x) = Σ_k π_k N(x | μ_k, Σ_k)
+    x | z ~ N(μ_z, Σ_z)                  Σ_k: full, tied (one for all k), diagonal or spherical
+
+`bayesian=True` puts the conjugate priors on π, μ and Σ, for x of unit scale (it is standardized), and q has their form,
+q(π, μ, Λ) = q(π) Π_k q(Λ_k) q(μ_k | Λ_k):
+
+    π ~ Dirichlet(α_0)
+    Λ_k = P_k P_kᵀ ~ Wishart(ν_0, Ψ_0⁻¹),  Σ_k = Λ_k⁻¹                                   full, tied
+    τ_kd ~ Gamma(a_0, b_0),  Σ_k = diag 1/τ_k                                            diagonal; spherical: one τ_k
+    μ_k | Λ_k ~ N(0, (β_0 Λ_k)⁻¹)
+
+ν_0 = D + 2 and a_0 = 3/2 are the least that give E[Σ_k] = Ψ_0 = SPREAD I a value, and agree where D = 1.
 """
 
 from __future__ import annotations
@@ -17,22 +27,29 @@ from torch import Tensor
 
 from probgen import Flatten, ProbgenError, Program, Standardize
 from probgen.pyro import ELBO
+from probgen.pyro.distributions import WishartCholesky
+
+ALPHA_0, BETA_0, SPREAD = 1.0, 0.1, 0.5
+A_0, B_0 = 1.5, SPREAD / 2
+START = 20.0  # the guide starts as if each component had seen so many data
 
 
-def gaussian(covariance: str, mu: Tensor, scale: Tensor, z: Tensor) -> dist.Distribution:
-    """N(μ_z, Σ_z); `scale` is L_k [K, D, D], L [D, D], or the standard deviations [K, D] or [K]."""
-    if covariance == "full":
-        return dist.MultivariateNormal(mu[z], scale_tril=scale[z])
-    if covariance == "tied":
-        return dist.MultivariateNormal(mu[z], scale_tril=scale)
-    sd = scale[z] if covariance == "diagonal" else scale[z].unsqueeze(-1)
-    return dist.Normal(mu[z], sd).to_event(1)
+def gaussian(mu: Tensor, scale: Tensor, matrix: bool) -> dist.Distribution:
+    """N(μ, Σ); `scale` is a lower Cholesky factor of Σ, or standard deviations."""
+    return dist.MultivariateNormal(mu, scale_tril=scale) if matrix else dist.Normal(mu, scale).to_event(1)
+
+
+def covariance_tril(P: Tensor) -> Tensor:
+    """L with L Lᵀ = (P Pᵀ)⁻¹, both lower triangular: P⁻¹ = Q R gives R = ± Lᵀ, without squaring P's condition."""
+    R = torch.linalg.qr(torch.linalg.solve_triangular(P, torch.eye(P.shape[-1]).expand(P.shape), upper=False))[1]
+    return (R * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
 
 
 def program(
     spec,
     components: int = 4,
     covariance: Literal["full", "tied", "diagonal", "spherical"] = "full",
+    bayesian: bool = False,
 ) -> Program:
     """A mixture of Gaussians on the rows of `x` as standardized vectors.
 
@@ -42,26 +59,68 @@ def program(
         How many Gaussians, K.
     covariance
         "full", "tied" (one full matrix for all components), "diagonal" or "spherical".
+    bayesian
+        Conjugate priors on weights, locations and precisions, and a guide of the same form.
     """
     if components < 1:
         raise ProbgenError(f"gmm: components={components} leaves no Gaussian; ask for at least 1")
-    K, D = components, math.prod(spec["x"].shape)
+    K, D, matrix = components, math.prod(spec["x"].shape), covariance in ("full", "tied")
+    own = {"full": (K, D, D), "tied": (D, D), "diagonal": (K, D), "spherical": (K,)}[covariance]
+    count = () if covariance == "tied" else (K,)  # how many Σ there are
+    eye = torch.eye(D).expand(own).clone() if matrix else torch.ones(own)
 
-    def model(x: Tensor) -> None:
+    def parameters() -> tuple[Tensor, Tensor, Tensor]:
+        """π [K], μ [K, D] and the scale: L_k [K, D, D], L [D, D], or sd [K, D] or [K, 1]."""
         pi = pyro.param("weights", torch.full((K,), 1 / K), constraint=constraints.simplex)
         mu = pyro.param("locations", lambda: torch.randn(K, D))
-        if covariance in ("full", "tied"):
-            eye = torch.eye(D).expand(K, D, D) if covariance == "full" else torch.eye(D)
-            scale = pyro.param("scale_tril", eye.clone(), constraint=constraints.lower_cholesky)
+        if matrix:
+            return pi, mu, pyro.param("scale_tril", eye, constraint=constraints.lower_cholesky)
+        return pi, mu, pyro.param("scales", eye, constraint=constraints.positive).reshape(K, -1)
+
+    def prior() -> tuple[Tensor, Tensor, Tensor]:
+        """The same, drawn."""
+        pi = pyro.sample("weights", dist.Dirichlet(torch.full((K,), ALPHA_0)))
+        if matrix:
+            Lambda = WishartCholesky(torch.full(count, D + 2.0), eye / math.sqrt(SPREAD))
+            scale = covariance_tril(pyro.sample("precision_tril", Lambda.to_event(len(count))))
         else:
-            ones = torch.ones((K, D) if covariance == "diagonal" else (K,))
-            scale = pyro.param("scales", ones, constraint=constraints.positive)
+            tau = pyro.sample("precisions", dist.Gamma(torch.full(own, A_0), B_0).to_event(len(own)))
+            scale = tau.rsqrt().reshape(K, -1)
+        return pi, pyro.sample("locations", around(torch.zeros(K, D), torch.full((K,), BETA_0), scale)), scale
+
+    def around(mean: Tensor, beta: Tensor, scale: Tensor) -> dist.Distribution:
+        """μ_k ~ N(m_k, Σ_k / β_k) for all k."""
+        shrunk = scale / beta.sqrt().reshape(K, *[1] * (2 if matrix else 1))
+        return gaussian(mean, shrunk, matrix).to_event(1)
+
+    def model(x: Tensor) -> None:
+        pi, mu, scale = prior() if bayesian else parameters()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(pi), infer={"enumerate": "parallel"})
-            pyro.sample("x", gaussian(covariance, mu, scale, z), obs=x)
+            pyro.sample("x", gaussian(mu[z], scale if covariance == "tied" else scale[z], matrix), obs=x)
+
+    def guide(x: Tensor) -> None:
+        positive = constraints.positive
+        alpha = pyro.param("weights_concentration", torch.full((K,), ALPHA_0 + START), constraint=positive)
+        mean = pyro.param("locations_mean", lambda: torch.randn(K, D))
+        beta = pyro.param("locations_count", torch.full((K,), BETA_0 + START), constraint=positive)
+        pyro.sample("weights", dist.Dirichlet(alpha))
+        if matrix:
+            above = constraints.greater_than(D - 1)
+            freedom = pyro.param("precision_freedom", torch.full(count, D + 2 + START), constraint=above)
+            T = pyro.param("precision_mean_tril", eye, constraint=constraints.lower_cholesky)  # E[Λ] = T Tᵀ
+            Lambda = WishartCholesky(freedom, T / freedom.sqrt()[..., None, None]).to_event(len(count))
+            scale = covariance_tril(pyro.sample("precision_tril", Lambda))
+        else:
+            a = pyro.param("precisions_shape", torch.full(own, A_0 + START), constraint=positive)
+            b = pyro.param("precisions_rate", torch.full(own, A_0 + START), constraint=positive)
+            tau = pyro.sample("precisions", dist.Gamma(a, b).to_event(len(own)))
+            scale = tau.rsqrt().reshape(K, -1)
+        pyro.sample("locations", around(mean, beta, scale))
 
     return Program(
         model,
+        guide if bayesian else None,
         by=ELBO(),
         prepare={"x": (Flatten(), Standardize())},
         defaults={"epochs": 100, "batch_size": 128, "lr": 1e-2},
