@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from probgen.cells import row_axis
 from probgen.errors import ProbgenError
@@ -292,7 +291,7 @@ def log_density(trained: Any, arrays: Arrays, draws: Draws, seed: int) -> np.nda
 
 def log_mean(log_density: np.ndarray) -> np.ndarray:
     """log (1/S) Σ_s p(x_n | θ_s) of log densities [S, B], [B]."""
-    return logsumexp(log_density, axis=0) - np.log(len(log_density))
+    return np.logaddexp.reduce(log_density, axis=0) - np.log(len(log_density))
 
 
 def predictive_loss(trained: Any, draws: Draws, batches: Iterable[Any], seed: int) -> float:

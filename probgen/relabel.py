@@ -114,7 +114,7 @@ def agreed(trained: Any, draws: Draws) -> tuple[Draws, list[str]]:
     values, done = agreeing(trained, trained.arrays, draws.flat())
     shape = (draws.chains, draws.length)
     back = {name: values[name].reshape(*shape, *value.shape[2:]) for name, value in draws.values.items()}
-    return replace(draws, values=back), [r.sentence for r in done.values() if r.moved]
+    return replace(draws, values=back), [f"{r.sentence}; R-hat and ESS are theirs" for r in done.values() if r.moved]
 
 
 def agreement(assignments: np.ndarray, pivot: int = 0) -> np.ndarray:

@@ -120,7 +120,7 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
     if run.structure.has_global_latents:
         yield _section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
     if getattr(run, "draws", None) is not None:
-        yield _section("Chains", "Whether the draws are to be trusted.", _chains(run.draws))
+        yield _section("Chains", "Whether the draws are to be trusted.", _chains(*run.agreed_draws))
     if any(site.local for site in run.structure.sampled.values()):
         yield _section(
             "Latent space",
@@ -315,8 +315,8 @@ def _numbers(run: Any) -> str:
     )
 
 
-def _chains(draws: Any) -> str:
-    """R-hat and ESS of every latent NUTS drew, divergences, and what is wrong."""
+def _chains(draws: Any, said: list[str]) -> str:
+    """R-hat and ESS of every latent NUTS drew, divergences, what was done to them and what is wrong."""
     rows = "".join(
         f'<tr><td class="first">{_typeset(name)}</td>'
         + "".join(f'<td class="value">{site[n]:.{places}f}</td>' if n in site else "<td></td>" for n, places in _SHOWN)
@@ -324,7 +324,7 @@ def _chains(draws: Any) -> str:
         for name, site in draws.by_site.items()
     )
     total = f"{draws.chains} chains of {draws.length:,} draws; {draws.divergences:,} of these diverged."
-    listed = "".join(f"<li>{escape(note)}</li>" for note in draws.notes())
+    listed = "".join(f"<li>{escape(note)}</li>" for note in [*said, *draws.notes()])
     return (
         '<div class="scroll"><table class="numbers"><thead><tr><th>latent</th><th>R-hat</th><th>ESS, bulk</th>'
         f"<th>ESS, tails</th></tr></thead><tbody>{rows}</tbody></table></div>"

@@ -207,6 +207,13 @@ class Run:
             return None
         return Draws.of(self.folder.weights() if self._weights is None else self._weights)
 
+    @cached_property
+    def agreed_draws(self) -> tuple[Draws | None, list[str]]:
+        """`draws` with the components of a mixture renumbered so that they agree, and sentences that say so."""
+        from probgen.relabel import agreed
+
+        return (None, []) if self.draws is None else agreed(self.trained, self.draws)
+
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The numbers of the last `evaluate`, with their protocol."""

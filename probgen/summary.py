@@ -117,8 +117,8 @@ def notes(run: Any) -> list[str]:
     """What is to be said about the numbers of a run: of its evaluation, or of its chains where there is none."""
     if run.evaluation:
         return list(run.evaluation.get("notes", ()))
-    draws = getattr(run, "draws", None)
-    return [] if draws is None else draws.notes()
+    draws, said = getattr(run, "agreed_draws", (None, []))
+    return [] if draws is None else [*said, *draws.notes()]
 
 
 def _step(step: Mapping[str, Any]) -> str:
@@ -212,7 +212,7 @@ def _training(run: Any) -> Iterator[tuple[str, str, str]]:
         values = [v for v in run.metrics.get(name, ()) if v is not None and math.isfinite(v)]
         if values:
             yield label, with_error(float(values[-1]), None), "nats per datum"
-    draws = getattr(run, "draws", None)
+    draws, _ = getattr(run, "agreed_draws", (None, []))
     for number in numbers(draws.diagnostics()) if draws is not None else ():
         yield number.label, number.text, number.unit
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 import probgen
+from probgen import pictures
 from probgen.components import component_axes, renumbered, state_sites
 from probgen.draws import Draws
 from probgen.errors import ProbgenError
@@ -193,6 +194,17 @@ def test_draws_of_chains_agree_afterwards_and_say_so():
     assert stuck.diagnostics()["r_hat"] > 1.5
     assert after.diagnostics() == pytest.approx(chains(values).diagnostics())
     assert len(said) == 1 and "renumbered in 100 of 200 draws" in said[0]
+
+
+def test_the_picture_of_global_latents_shows_components_that_agree(monkeypatch):
+    run, values = fitted(bayesian_mixture("pyro"), rows()), drawn(60)
+    moved = renumbered(values, dict.fromkeys(AXES, (0,)), permutations(60))
+    monkeypatch.setattr(run.trained, "posterior", lambda *_, **__: (moved, None, None))
+    with pictures.detached():
+        ax = pictures.forest(run)
+    assert "same number in all draws" in ax.get_title(loc="left")
+    widths = [np.ptp(line.get_xdata()) for line in ax.get_lines() if line.get_linewidth() == 1.2]
+    assert len(widths) == K + 2 * K * D and max(widths) < 1.0  # components lie 3 and more apart
 
 
 def test_a_latent_above_the_components_is_renumbered_with_them():

@@ -22,6 +22,7 @@ from probgen.evaluate.predictive import NO_GUIDE, Predictive, no_density
 from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
 from probgen.feed import evaluation_batches
+from probgen.relabel import agreed
 from probgen.sites import arrays_of
 from probgen.supports import refuse_outside
 
@@ -81,7 +82,8 @@ def evaluate(
         found, said = part.result()
         numbers, notes = numbers | found, notes + said
     if draws is not None:
-        numbers, notes = numbers | draws.diagnostics(), notes + draws.notes()
+        draws, said = agreed(trained, draws)
+        numbers, notes = numbers | draws.diagnostics(), notes + said + draws.notes()
     if preparation.random:
         notes.append("prepare is random: every row was prepared once, by seed")
     estimators = [part.estimator for part in parts if hasattr(part, "estimator")]

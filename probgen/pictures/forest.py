@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgen.components import state_sites
 from probgen.errors import ProbgenError
 from probgen.pictures.canvas import BLUE, MUTED, axes, plain, plot
+from probgen.relabel import agreeing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +22,14 @@ def forest(run: Any, data: Any = None, ax: Axes | None = None, draws: int = 400,
     names = [name for name, site in run.structure.sampled.items() if not site.local and not site.discrete]
     if not names:
         raise ProbgenError("this program has no continuous global latent that a guide draws")
-    values = run.trained.posterior(dict(run.trained.arrays), draws=draws, seed=seed)[0]
+    arrays = dict(run.trained.arrays)
+    values, done = run.trained.posterior(arrays, draws=draws, seed=seed)[0], {}
+    if state_sites(run.structure):
+        values, done = agreeing(run.trained, arrays, values)
     lines = [line for name in names for line in _lines(name, np.asarray(values[name], dtype=float))]
     title = "Posterior of the global latents"
+    if any(renumbering.moved for renumbering in done.values()):
+        title += "\nComponents bear the same number in all draws"
     if len(lines) > MOST:
         title += f"\nThe first {MOST} of {len(lines)} numbers"
         lines = lines[:MOST]
