@@ -185,10 +185,9 @@ class Trained:
 
     def terms(self, arrays: Arrays, draws: int, seed: int) -> dict[str, np.ndarray]:
         """log p of data and log p − log q of latents, [draws, B] each; global ones divided by N."""
-        size = rows_of(arrays)
 
         def one(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
-            run = self._pair(values, key, arrays)
+            size, run = rows_of(arrays), self._pair(values, key, arrays)  # compiled once for any number of rows
             found = terms.site_terms(run)
             terms.per_datum(run, found)
             return {n: t if run.frames(n) else jnp.broadcast_to(t / self.rows, (size,)) for n, t in found.items()}
