@@ -176,12 +176,6 @@ class Globals:
 def prior_of(probes: list[dict[str, np.ndarray]], views: list[View]) -> tuple[Prior, Globals]:
     """The conjugate prior of the global latents, from runs of the model at the values `probes`."""
     found = Globals(probes, views)
-    for name, seen in views[0].items():
-        if seen.family not in PRIORS:
-            raise ProbgenError(
-                f"the prior of {name!r} is a {seen.family}, which is conjugate to nothing: give it a Dirichlet, Beta, "
-                f"Gamma, Normal, MultivariateNormal or Wishart prior, or {CURE}"
-            )
     for name in found.of("Dirichlet"):
         found.blocks.append(Dirichlet(name, found.new(views[0][name].value.shape)))
     for name in found.of("Beta"):
@@ -342,7 +336,10 @@ class Links:
 
 def linear_form(prior: Prior, found: Globals, views: list[View]) -> LinearForm:
     """The features T and the coefficients G of all local sites, checked against the program's own log density."""
-    links, form = Links(prior, found), LinearForm(states=next(iter(views[0].values())).log_prob.shape[0], size=found.size)
+    links, form = (
+        Links(prior, found),
+        LinearForm(states=next(iter(views[0].values())).log_prob.shape[0], size=found.size),
+    )
     for name, seen in views[0].items():
         if seen.family not in _LOCAL:
             raise ProbgenError(

@@ -295,9 +295,7 @@ class NormalWishart:
         hyper, d = self.arguments(natural), self._dim
         nu, rate = hyper[self.site]["concentration"], hyper[self.site]["rate_matrix"]
         precision = nu[..., None, None] * np.linalg.inv(rate)
-        out[self.log] = (
-            digamma((nu[..., None] - np.arange(d)) / 2).sum(-1) + d * np.log(2) - np.linalg.slogdet(rate)[1]
-        )
+        out[self.log] = digamma((nu[..., None] - np.arange(d)) / 2).sum(-1) + d * np.log(2) - np.linalg.slogdet(rate)[1]
         out[self.minus] = -precision / 2
         flat = precision.reshape(-1, d, d)
         for mean in self.means:

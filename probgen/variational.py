@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from probgen.conjugacy import PROBES, View, canonical, distinct, linear_form, prior_of, spread
+from probgen.conjugacy import PRIORS, PROBES, View, canonical, distinct, linear_form, prior_of, spread
 from probgen.errors import ProbgenError
 from probgen.guide_family import guide_family
 from probgen.linear_form import responsibilities
@@ -32,14 +32,21 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Runs(Protocol):
-    """What a backend lends: a program that can be run at given values, and array operators."""
+    """What a backend lends: a program that can be run at given values, and array operators.
+
+    `fitted` names the parameters of the model itself.
+    """
 
     structure: Structure
+    fitted: list[str]
     device: Any
     ops: Any
 
     def scope(self) -> contextlib.AbstractContextManager[None]:
         """Precision, device and mode, for a block of array operators."""
+
+    def numpy(self, value: Any) -> np.ndarray:
+        """A backend's array as NumPy's."""
 
     def model_at(self, values: Arrays, arrays: Arrays) -> tuple[View, View]:
         """Global and local sites of the model at values of the global latents, in every joint state."""
@@ -81,6 +88,11 @@ class CoordinateAscent:
                 "and give batch_size=None and data that fit in memory"
             )
         refuse_structure(self.structure)
+        if runs.fitted:
+            raise ProbgenError(
+                f"the model has the parameter {runs.fitted[0]!r}, and EM(variational=True) updates only q(θ): give it a "
+                "conjugate prior, fix it, or use ELBO()"
+            )
         self._recognise(arrays)
         self._values = runs.observed(arrays)
         self._form = self._form.centred(self._values)
@@ -168,7 +180,7 @@ class CoordinateAscent:
 
         def e_step(_: slice, features: Any) -> tuple[float, Any]:
             log_z, r = responsibilities(ops.xp, ops.array(weights) @ features)
-            return float(np.asarray(ops.numpy(log_z), np.float64).sum()), r
+            return float(np.asarray(self._runs.numpy(log_z), np.float64).sum()), r
 
         log_z, sums = self._summed(values, e_step)
         return log_z + self._form.base(values), sums
@@ -183,7 +195,7 @@ class CoordinateAscent:
                 own = {name: ops.array(value[chunk]) for name, value in values.items()}
                 features = self._form.matrix(ops, own, chunk.stop - first)
                 number, r = step(chunk, features)
-                total, sums = total + number, sums + np.asarray(ops.numpy(r @ features.T), np.float64)
+                total, sums = total + number, sums + np.asarray(self._runs.numpy(r @ features.T), np.float64)
         return total, sums
 
     # -- the engine protocol --------------------------------------------------------------------------------------
@@ -235,7 +247,9 @@ class CoordinateAscent:
 
     def diagnose(self, state: State, step: int) -> str:
         """What is wrong where the ELBO stopped being finite."""
-        return f"at step {step} the ELBO is not finite: a value of the data is too large, prepare them with Standardize()"
+        return (
+            f"at step {step} the ELBO is not finite: a value of the data is too large, prepare them with Standardize()"
+        )
 
     def refuse_outside(self, arrays: Arrays) -> None:
         """Refuse rows outside the support of their site."""
@@ -245,7 +259,7 @@ class CoordinateAscent:
 def _moved(start: Arrays, probe: int) -> dict[str, np.ndarray]:
     """The weights, every float of them moved to a place of its own in (−1, 1)."""
     sizes = {name: a.size for name, a in start.items() if np.issubdtype(a.dtype, np.floating)}
-    parts = np.split(2 * spread(sum(sizes.values()), probe) - 1, np.cumsum(list(sizes.values()))[:-1])
+    parts = np.split(2 * spread(sum(sizes.values()), probe) - 1, np.cumsum(list(sizes.values())))[:-1]
     moved = {n: p.reshape(start[n].shape).astype(start[n].dtype) for n, p in zip(sizes, parts, strict=True)}
     return {**start, **moved}
 
@@ -258,6 +272,12 @@ def refuse_structure(structure: Structure) -> None:
             "EM(variational=True) learns the posterior of global latents, and the program has none: give its parameters "
             "conjugate priors, or use EM()"
         )
+    for name, site in known.items():
+        if site.family not in PRIORS:
+            raise ProbgenError(
+                f"the prior of {name!r} is a {site.family}, which is conjugate to nothing: give it a Dirichlet, Beta, Gamma, "
+                "Normal, MultivariateNormal or Wishart prior, or use ELBO() or NUTS()"
+            )
     for name, site in structure.latents.items():
         if site.local and not (site.enumerated and site.discrete):
             raise ProbgenError(

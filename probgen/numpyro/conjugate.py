@@ -1,11 +1,9 @@
-"""Coordinate-ascent variational Bayes on a conjugate NumPyro program: what `probgen.variational` asks of the backend.
-"""
+"""Coordinate-ascent variational Bayes on a conjugate NumPyro program: what `probgen.variational` asks of the backend."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +13,18 @@ import numpy as np
 from numpyro.handlers import seed, substitute, trace
 
 from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
-from probgen.errors import ProbgenError
-from probgen.numpyro.leaves import QUICK, collect, from_numpy, named, own_containers, prepared, to_numpy, touched, unnamed
+from probgen.numpyro.em import Operators
+from probgen.numpyro.leaves import (
+    QUICK,
+    collect,
+    from_numpy,
+    named,
+    own_containers,
+    prepared,
+    to_numpy,
+    touched,
+    unnamed,
+)
 from probgen.numpyro.modes import modules_of
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
@@ -53,24 +61,23 @@ class Runs:
             self._few = {name: array[:2] for name, array in arrays.items()}
             fns = () if self.program.guide is None else (self.program.guide,)
             self._params = sorted(touched(fns, self._leaves, arrays, self.program.model))
-            self._refuse_parameters(touched((self.program.model,), self._leaves, arrays))
-        self.ops = Operators()
+            self.fitted = sorted(touched((self.program.model,), self._leaves, arrays))
+        self.ops = Operators(np.float64 if options.precision == "64" else np.float32)
 
     def scope(self) -> contextlib.AbstractContextManager[None]:
         """The precision and device of the fit."""
         return Scope(self._device, self._options.precision, False, self._modules)
 
-    def _refuse_parameters(self, names: frozenset[str]) -> None:
-        if names:
-            raise ProbgenError(
-                f"the model has the parameter {min(names)!r}, and EM(variational=True) updates only q(θ): give it a "
-                "conjugate prior, fix it, or use ELBO()"
-            )
+    def numpy(self, value: jax.Array) -> np.ndarray:
+        """As a NumPy array."""
+        return np.asarray(value)
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {**self._leaves.constrained(params), **self._leaves.buffers}
 
-    def _trace(self, fn: Any, values: Mapping[str, Any], weights: Mapping[str, Any], arrays: Mapping[str, Any]) -> Trace:
+    def _trace(
+        self, fn: Any, values: Mapping[str, Any], weights: Mapping[str, Any], arrays: Mapping[str, Any]
+    ) -> Trace:
         free = substitute(seed(fn, jax.random.key(0)), data=dict(values))
         return trace(substitute(free, data=own_containers(weights))).get_trace(**arrays)
 
@@ -175,25 +182,11 @@ class Runs:
         """The reverse."""
         with self.scope():
             return {
-                name: to_numpy(from_numpy(self._leaves.transforms[name].inv(jnp.asarray(value)), self._leaves.params[name]))
+                name: to_numpy(
+                    from_numpy(self._leaves.transforms[name].inv(jnp.asarray(value)), self._leaves.params[name])
+                )
                 for name, value in params.items()
             }
-
-
-class Operators:
-    """JAX's operators, with arrays in the precision of the fit."""
-
-    xp = jnp
-
-    def array(self, values: Any) -> jax.Array:
-        """A float array."""
-        return jnp.asarray(values, jnp.result_type(float))
-
-    floats = array
-
-    def numpy(self, values: jax.Array) -> np.ndarray:
-        """Back to NumPy."""
-        return np.asarray(values)
 
 
 def _looked_at(site: Mapping[str, Any], data_plates: tuple[str, ...]) -> tuple[dict, jax.Array, jax.Array]:

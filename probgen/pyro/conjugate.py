@@ -1,5 +1,4 @@
-"""Coordinate-ascent variational Bayes on a conjugate Pyro program: what `probgen.variational` asks of the backend.
-"""
+"""Coordinate-ascent variational Bayes on a conjugate Pyro program: what `probgen.variational` asks of the backend."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
-from probgen.errors import ProbgenError
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
+from probgen.pyro.em import Operators
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
@@ -52,7 +51,7 @@ class Runs:
             self.structure = structure_of(self.program, own, feed.rows, options.seed)
             refuse_out_of_support(self._model, self._guide, own, lambda: own, options.seed)
             self._params = self._read(self._guide, own)
-            self._refuse_parameters(own)
+            self.fitted = self._read(self._model, own)
 
     @contextlib.contextmanager
     def _running(self, weights: Arrays | None = None) -> Iterator[None]:
@@ -71,8 +70,16 @@ class Runs:
         """No gradients are needed."""
         return torch.no_grad()
 
+    def numpy(self, value: Tensor) -> np.ndarray:
+        """As a NumPy array."""
+        return _array(value)
+
     def _tensor(self, array: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(np.array(array)).to(device=self.device, dtype=like.dtype)
+
+    def _fixed(self, values: Arrays) -> dict[str, Tensor]:
+        """Values of latents in the precision of the fit, numbers without axes included."""
+        return {n: torch.as_tensor(np.array(v)).to(device=self.device, dtype=self.dtype) for n, v in values.items()}
 
     def _tensors(self, arrays: Arrays) -> dict[str, Tensor]:
         return tensors(arrays, self.dtype, self.device)
@@ -84,20 +91,12 @@ class Runs:
         touched = {self._leaves.aliases.get(name, name) for name in seen.trace.nodes}
         return [name for name in self._leaves.params if name in touched]
 
-    def _refuse_parameters(self, batch: Mapping[str, Tensor]) -> None:
-        own = self._read(self._model, batch)
-        if own:
-            raise ProbgenError(
-                f"the model has the parameter {own[0]!r}, and EM(variational=True) updates only q(θ): give it a conjugate "
-                "prior, fix it, or use ELBO()"
-            )
-
     # -- the program at given values ------------------------------------------------------------------------------
 
     def model_at(self, values: Arrays, arrays: Arrays) -> tuple[View, View]:
         """Global and local sites of the model at values of the global latents, in every joint state."""
         batch, states = self._tensors(arrays), []
-        fixed = self._tensors({name: np.asarray(value, np.float64) for name, value in values.items()})
+        fixed = self._fixed(values)
         with self._running(), self._whole(rows_of(arrays)):
             first = poutine.trace(poutine.condition(self._model, data=fixed)).get_trace(**batch)
             latents = {n: first.nodes[n] for n in self.structure.enumerated}
@@ -137,7 +136,7 @@ class Runs:
 
     def guide_at(self, values: Arrays, weights: Arrays) -> View:
         """The guide's sites at values of the latents and of its weights."""
-        fixed = self._tensors({name: np.asarray(value, np.float64) for name, value in values.items()})
+        fixed = self._fixed(values)
         with self._running(weights):
             trace = poutine.trace(poutine.condition(self._guide, data=fixed)).get_trace(**self._tensors(self._few))
             return {n: _global(site) for n, site in trace.nodes.items() if is_sample(site)}
@@ -147,7 +146,10 @@ class Runs:
         with self._running(), self._whole(rows_of(arrays)):
             trace = poutine.trace(self._model).get_trace(**self._tensors(arrays))
             sites = {n: trace.nodes[n] for n in self.structure.observed}
-            return {n: np.moveaxis(_array(s["value"]), _row_axis(s, self.structure.data_plates), 0) for n, s in sites.items()}
+            return {
+                n: np.moveaxis(_array(s["value"]), _row_axis(s, self.structure.data_plates), 0)
+                for n, s in sites.items()
+            }
 
     def refuse_outside(self, arrays: Arrays) -> None:
         """Refuse rows outside the support of their site."""
@@ -177,30 +179,11 @@ class Runs:
         return found
 
 
-class Operators:
-    """Torch's operators, with arrays in the precision and on the device of the fit."""
-
-    xp = torch
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
-
-    def array(self, values: Any) -> Tensor:
-        """A float tensor."""
-        return torch.as_tensor(np.ascontiguousarray(values)).to(device=self._device, dtype=self._dtype)
-
-    def floats(self, values: Tensor) -> Tensor:
-        """Truth values as numbers."""
-        return values.to(self._dtype)
-
-    def numpy(self, values: Tensor) -> np.ndarray:
-        """Back to NumPy."""
-        return _array(values)
-
-
 def _global(site: dict) -> Seen:
     """A site outside the data plate; its density is not looked at."""
-    return Seen(family_name(unwrapped(site["fn"])), _arguments(site), _array(site["value"]).astype(np.float64), np.zeros(()))
+    return Seen(
+        family_name(unwrapped(site["fn"])), _arguments(site), _array(site["value"]).astype(np.float64), np.zeros(())
+    )
 
 
 def _arguments(site: dict) -> dict[str, np.ndarray]:
