@@ -51,7 +51,7 @@ class Autoregressive(TorchDistribution):
         *,
         order: Sequence[int] | None = None,
         context: Tensor | None = None,
-        block: int = 28,
+        block: int = 56,
         validate_args: bool | None = None,
     ) -> None:
         self.network, self.conditional, self.context, self.block = snapshot(network), conditional, context, block
