@@ -131,7 +131,7 @@ class Engine:
             self.wiring = self.states.wiring()
             names = (*self.states.data, *[n for n in self.states.general if self.structure.model[n].role == "observed"])
             self.observed = host.values(self.arrays, self._held(), names)
-            tables = self.states.table()
+            tables = self.states.table
             self.sites = [seen(n, self.states.families[n], self.observed[n], tables[n]) for n in self.states.data]
         self._refuse_stepwise()
         self._refuse_flat()
@@ -223,7 +223,7 @@ class Engine:
         elif self.by.stepwise is not None:
             state = {**state, "stats": self._moved(state, self.arrays)["stats"]}
         with self.host.scope(state["double"]):
-            return {**state, "params": self.host.constrained(state["leaves"])}
+            return {**state, "params": self._work(state).params(state["leaves"])}
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -258,13 +258,13 @@ class Engine:
                 wrong = self._unvanished(work, found, state)
                 if wrong:
                     return self._moved({**state, "steps": tuple(sorted({*state["steps"], *wrong}))}, arrays, labels)
-            leaves, rate = work.climbed(found, blocks, state["rate"])
+            leaves, params, rate = work.climbed(found, blocks, state["rate"])
             self._tell(found, rows)
             double = state["double"] or self._needs_double(found)
             stats = found["stats"] if average is not None else found["stats"] / rows
             return {
                 **state, "leaves": leaves, "total": total, "rate": rate, "double": double,
-                "stats": stats if self.by.stepwise is not None else None, "params": work.params(leaves),
+                "stats": stats if self.by.stepwise is not None else None, "params": params,
             }  # fmt: skip
 
     def _average(self, state: State) -> tuple[Any, Any] | None:
@@ -291,7 +291,7 @@ class Engine:
             return kept[1]
         work, whole = self._work(state), arrays is self.arrays
         values = self.observed if whole else self.host.values(arrays, self._held(), self.states.data)
-        args = {s: {n: work.ops.array(v) for n, v in own.items()} for s, own in self.states.table().items()}
+        args = {s: {n: work.ops.array(v) for n, v in own.items()} for s, own in self.states.table.items()}
         blocks = work.expectation.blocks(values, arrays, args)
         if whole or self.by.stepwise is None:
             self._kept[id(arrays), state["double"]] = (arrays, blocks)  # the arrays too, so that their id stays theirs

@@ -16,7 +16,8 @@ import numpy as np
 
 from probgen.exponential import family_of
 
-BLOCK_NUMBERS = 2**24  # features and responsibilities in one block of rows
+BLOCK_NUMBERS = 2**24  # features and responsibilities in one block of rows, where features are kept
+ANEW_NUMBERS = 2**20  # the same, where they are made anew: a block then stays in the processor's cache
 GENERAL_NUMBERS = 2**18  # rows times states of a block that the program itself is run on
 KEPT_BYTES = 2**28  # features that are kept from one step to the next
 
@@ -81,9 +82,9 @@ class Expectation:
 
     # -- the data -------------------------------------------------------------------------------------------------
 
-    def block_rows(self, rows: int, numbers: int) -> int:
+    def block_rows(self, rows: int, numbers: int, keep: bool) -> int:
         """How many rows a block has: blocks of one length that just hold all rows."""
-        most = max(64, BLOCK_NUMBERS // (numbers + self.states))
+        most = max(64, (BLOCK_NUMBERS if keep else ANEW_NUMBERS) // (numbers + self.states))
         if self.general:
             most = min(most, max(1, GENERAL_NUMBERS // self.states))
         return -(-rows // -(-rows // most))
@@ -97,12 +98,12 @@ class Expectation:
         """
         rows = len(next(iter(arrays.values())))
         sizes = {site.name: self._feature_count(site, args) for site in self.data}
-        length = self.block_rows(rows, sum(sizes.values()) + 1)
+        keep = 4 * sum(sizes.values()) * rows <= KEPT_BYTES
+        length = self.block_rows(rows, sum(sizes.values()) + 1, keep)
         count = -(-rows // length)
         order = np.arange(count * length)
         real, order = (order < rows).reshape(count, length), np.where(order < rows, order, 0).reshape(count, length)
         cut: dict[str, Any] = {"real": self.ops.array(real)}
-        keep = 4 * sum(sizes.values()) * rows <= KEPT_BYTES
         for site in self.data:
             raw = self._centred(site, values[site.name])
             parts = [self.ops.array(np.ascontiguousarray(raw[..., place])) for place in order]
@@ -113,7 +114,7 @@ class Expectation:
             cut[f"{'features' if keep else 'values'}/{site.name}"] = self.ops.xp.stack(parts)
         if keep and self.data:
             named = [cut.pop(f"features/{site.name}") for site in self.data]
-            cut["features"] = self.ops.xp.concatenate([*named, cut["real"][:, None]], 1)
+            cut["features"] = self.ops.stored(self.ops.xp.concatenate([*named, cut["real"][:, None]], 1))
         if self.general:
             cut |= {f"arrays/{name}": self.ops.raw(np.asarray(array)[order]) for name, array in arrays.items()}
         return cut
@@ -134,7 +135,7 @@ class Expectation:
     def features(self, block: Mapping[str, Any], args: Mapping[str, Mapping[str, Any]]) -> Any:
         """The features of a block [M + 1, c]; the last row says which rows are real."""
         if "features" in block:
-            return block["features"]
+            return self.ops.read(block["features"])
         found = [self._features(site, block[f"values/{site.name}"], block["real"], args) for site in self.data]
         return self.ops.xp.concatenate([*found, block["real"][None]])
 
@@ -170,15 +171,14 @@ class Expectation:
 
         def one(block: Mapping[str, Any]) -> tuple[Any, Any]:
             features = self.features(block, args)
-            logits = weights @ features
+            logits = self.ops.product(weights, features)
             if self.general:
                 logits = logits + log_joint(_arrays(block))
             if self.hard:
                 total, best = self.ops.best(logits)
                 r = self.ops.floats(xp.arange(self.states)[:, None] == best[None])
             else:
-                total = self.ops.logsumexp(logits)
-                r = xp.exp(logits - total)
+                total, r = self.ops.softmax(logits)
             sums = {"total": (total * features[-1]).sum(), "stats": r @ features.T}
             return sums, r * features[-1] if self.general else None
 

@@ -31,11 +31,10 @@ class Iteration:
         known = {site.name: site for site in sites}
         self.forms = [self._form(link, known.get(link.site), by.floor) for link in wiring.closed]
         self.closed = tuple(dict.fromkeys(name for link in wiring.closed for name in link.parameters))
-        self.step, self.first = host.jit(self._step), host.jit(self._assigned)
+        self.step, self.first = host.jit(self._step), host.quick(self._assigned)
         self.total = host.jit(self._total)
         self.value, self.slope = host.jit(self._per_datum), host.jit(host.value_and_grad(self._per_datum))
-        self.params = host.jit(host.constrained)
-        self._bends: dict[str, Any] = {}
+        self.bends, self.params = host.quick(self._bends), host.quick(host.constrained)
 
     def _form(self, link: Any, site: DataSite | None, floor: float) -> ClosedForm:
         centre = 0.0 if site is None else self.expectation.centres[site.name]
@@ -84,8 +83,10 @@ class Iteration:
         new = {
             name: self.host.unconstrained(name, flat[places[name]].reshape(params[name].shape)) for name in self.closed
         }
-        condition = self.expectation.condition(args)
-        return {"leaves": {**leaves, **new}, "stats": stats, "held": held, "condition": condition}
+        leaves, condition = {**leaves, **new}, self.expectation.condition(args)
+        return {
+            "leaves": leaves, "params": self.host.constrained(leaves), "stats": stats, "held": held, "condition": condition,
+        }  # fmt: skip
 
     # -- Q --------------------------------------------------------------------------------------------------------
 
@@ -107,27 +108,23 @@ class Iteration:
 
         Zero where a closed form is the maximum; a moment held at a bound is passed over.
         """
-        gains = {}
-        for link in self.wiring.closed:
-            if bool(found["held"][f"{link.site}.{link.argument}"].any()):
-                continue
-            for name in link.parameters:
-                if name not in self._bends:
-                    self._bends[name] = self.host.jit(self.host.bend(self._of(name)))
-                slope, bend = map(
-                    float, self._bends[name](found["leaves"][name], found["leaves"], found["stats"])
-                )  # fmt: skip
-                gains[name] = slope**2 / (2 * abs(bend)) if bend else (0.0 if slope == 0 else np.inf)
-        return gains
+        free = [link for link in self.wiring.closed if not bool(found["held"][f"{link.site}.{link.argument}"].any())]
+        names = [name for link in free for name in link.parameters]
+        slopes = self.bends({name: found["leaves"][name] for name in self.closed}, found["leaves"], found["stats"])
+        pairs = {name: tuple(map(float, slopes[name])) for name in names}
+        return {name: a**2 / (2 * abs(b)) if b else (0.0 if a == 0 else np.inf) for name, (a, b) in pairs.items()}
 
-    def _of(self, name: str) -> Any:
-        return lambda leaf, leaves, stats: self._per_datum({name: leaf}, leaves, stats, None, None)
+    def _bends(self, own: Leaves, leaves: Leaves, stats: Any) -> dict[str, tuple[Any, Any]]:
+        def of(name: str) -> Any:
+            return self.host.bend(lambda leaf: self._per_datum({name: leaf}, leaves, stats, None, None))
 
-    def climbed(self, found: Mapping[str, Any], blocks: Mapping[str, Any], rate: float) -> tuple[Leaves, float]:
-        """Gradient steps for the parameters that have no closed form."""
+        return {name: of(name)(leaf) for name, leaf in own.items()}
+
+    def climbed(self, found: Mapping[str, Any], blocks: Mapping[str, Any], rate: float) -> tuple[Leaves, Leaves, float]:
+        """Leaves and parameters after gradient steps for what has no closed form, and the last step length."""
         names = [name for name in self.wiring.steps if name not in self.closed]
         if not names:
-            return found["leaves"], rate
+            return found["leaves"], found["params"], rate
         others = {name: leaf for name, leaf in found["leaves"].items() if name not in names}
         rest = (others, found["stats"], found["kept"], blocks if found["kept"] is not None else None)
         own, rate = ascent(
@@ -136,7 +133,8 @@ class Iteration:
             {name: found["leaves"][name] for name in names},
             rate,
         )
-        return {**others, **own}, rate
+        leaves = {**others, **own}
+        return leaves, self.params(leaves), rate
 
 
 def _columned(values: np.ndarray) -> np.ndarray:

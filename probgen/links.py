@@ -95,11 +95,11 @@ def _pooled(link: Link) -> str:
 
 
 def fillings(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Two fillings of unconstrained leaves in which no two entries are alike."""
+    """Two fillings of unconstrained leaves in which no two entries are alike, nor any entry twice the same."""
     random, total = np.random.default_rng(seed), sum(int(np.prod(shape)) for shape in shapes.values())
     found = []
-    for _ in range(2):
-        values, start, filled = random.permutation(np.linspace(-0.9, 1.0, total)), 0, {}
+    for low, high in ((-0.9, 0.95), (1.05, 2.9)):
+        values, start, filled = random.permutation(np.linspace(low, high, total)), 0, {}
         for name, shape in shapes.items():
             stop = start + int(np.prod(shape))
             filled[name], start = values[start:stop].reshape(shape), stop

@@ -16,7 +16,7 @@ import numpy as np
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
 from probgen.links import Wiring, fillings, wired
-from probgen.program import Structure
+from probgen.program import Structure, rows_of
 
 MOST = 10_000  # joint states
 LATENT_FAMILIES = ("Bernoulli", "Categorical", "OneHotCategorical")
@@ -66,7 +66,7 @@ class States:
         refuse_latents(self.structure, by)
         self.probe = _various(arrays)
         names = [name for name, site in self.structure.latents.items() if site.enumerated]
-        supports = {name: host.support(name, self.probe[0]) for name in names}
+        supports = {name: host.support(name) for name in names}
         self._refuse_many(supports, by)
         self.size = int(np.prod([len(support) for support in supports.values()])) if supports else 1
         places = list(itertools.product(*[range(len(support)) for support in supports.values()]))
@@ -93,23 +93,23 @@ class States:
 
     def _divide(self, host: Any) -> None:
         sites = {n: s for n, s in self.structure.model.items() if s.role in ("observed", "latent")}
-        self.all_arguments = {}
         known: dict[str, str] = {}
+        wanted: dict[str, tuple[str, ...]] = {}
         for name, site in sites.items():
             family = family_of(site.family)
             if family is None or host.masked(name) or (site.role == "latent" and site.family not in LATENT_FAMILIES):
                 continue
             known[name] = site.family
-            self.all_arguments[name] = tuple(dict.fromkeys((*family.reads, *family.closed)))
-        start = host.start
-        tables = [self._rows(start, rows, self.all_arguments) for rows in self.probe]
+            wanted[name] = tuple(dict.fromkeys((*family.reads, *family.closed)))
+        self._run = host.quick(lambda leaves, arrays: self._everything(leaves, arrays, wanted, tuple(sites)))
+        tables = [self._look(host.start, rows)[1] for rows in self.probe]
         self.families = {name: kind for name, kind in known.items() if _rowless(*(t[name] for t in tables))}
-        if any(kind.startswith("Binomial") for kind in self.families.values()):
-            self._drop_uneven_trials(tables[0])
+        self._drop_uneven_trials(tables[0])
         self.data = tuple(n for n in self.families if sites[n].role == "observed")
         self.latents = tuple(n for n in self.families if sites[n].role == "latent")
         self.general = tuple(n for n in sites if n not in self.families)
         self.one_row = {name: array[:1] for name, array in self.probe[0].items()}
+        self.table = {site: {n: value[:, 0] for n, value in tables[0][site].items()} for site in self.families}
 
     def _drop_uneven_trials(self, table: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         for name in [n for n, kind in self.families.items() if kind.startswith("Binomial")]:
@@ -117,74 +117,56 @@ class States:
             if (trials != trials[:1]).any():
                 del self.families[name]
 
-    def _rows(
-        self, leaves: Mapping[str, Any], rows: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Arguments as arrays [S, B, E, *event], for several rows."""
-        found = self._arguments(leaves, rows, wanted)
-        return {
-            site: {
-                name: (a := host_numpy(self.host, value)).reshape(self.size, -1, *a.shape[1:])
-                for name, value in own.items()
-            }
-            for site, own in found.items()
-        }
+    def _everything(
+        self, leaves: Mapping[str, Any], arrays: Mapping[str, Any], wanted: Mapping[str, tuple[str, ...]], sites: Any
+    ) -> tuple[Any, Any, Any]:
+        """Constrained parameters, arguments [S·B, E, *event] and densities [S·B] of one run on tiled rows."""
+        held = self._held(rows_of(arrays) // self.size)
+        densities = self.host.densities(leaves, arrays, held, sites)
+        return self.host.constrained(leaves), self.host.arguments(leaves, arrays, held, wanted), densities
 
-    def _arguments(
-        self, leaves: Mapping[str, Any], rows: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, dict[str, Any]]:
-        count = len(next(iter(rows.values())))
+    def _look(self, leaves: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> tuple[Any, Any, Any]:
+        """The same as numpy's, arguments [S, B, E, *event], for a few rows."""
         tiled = {name: np.concatenate([array] * self.size) for name, array in rows.items()}
-        held = {name: np.repeat(values, count, 0) for name, values in self.values.items()}
-        return self.host.arguments(leaves, self.host.arrays(tiled), held, wanted)
+        params, args, densities = self._run(leaves, self.host.arrays(tiled))
+        as_table = lambda a: a.reshape(self.size, -1, *a.shape[1:])  # noqa: E731
+        return (
+            {name: host_numpy(self.host, value) for name, value in params.items()},
+            {s: {n: as_table(host_numpy(self.host, v)) for n, v in own.items()} for s, own in args.items()},
+            {name: host_numpy(self.host, value) for name, value in densities.items()},
+        )
+
+    def _held(self, rows: int) -> dict[str, np.ndarray]:
+        """Every latent's value in every state, for so many rows."""
+        return {name: np.repeat(values, rows, 0) for name, values in self.values.items()}
 
     # -- what the program says ------------------------------------------------------------------------------------
 
     def arguments(self, ops: Any, leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The table: for each site the arguments [S, E, *event] that its natural parameters are made from."""
-        return {
-            site: {name: ops.cast(value) for name, value in own.items()} for site, own in self._reads(leaves).items()
-        }
-
-    def _reads(self, leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         wanted = {name: family_of(kind).reads for name, kind in self.families.items()}
-        return self._arguments(leaves, self.one_row, wanted) if wanted else {}
-
-    def table(self) -> dict[str, dict[str, np.ndarray]]:
-        """The same as numpy's, at the start."""
-        return {
-            site: {name: host_numpy(self.host, value) for name, value in own.items()}
-            for site, own in self._reads(self.host.start).items()
-        }
+        if not wanted:
+            return {}
+        tiled = self.host.arrays({name: np.concatenate([array] * self.size) for name, array in self.one_row.items()})
+        found = self.host.arguments(leaves, tiled, self._held(1), wanted)
+        return {site: {name: ops.cast(value) for name, value in own.items()} for site, own in found.items()}
 
     def log_joint(self, ops: Any, leaves: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
         """Σ log p of the general sites, [S, B], for B rows."""
-        count = len(next(iter(arrays.values())))
+        rows = rows_of(arrays)
         tiled = {name: ops.tiled(array, self.size) for name, array in arrays.items()}
-        held = {name: np.repeat(values, count, 0) for name, values in self.values.items()}
-        found = self.host.densities(leaves, tiled, held, self.general)
-        return ops.cast(sum(found.values())).reshape(self.size, count)
+        found = self.host.densities(leaves, tiled, self._held(rows), self.general)
+        return ops.cast(sum(found.values())).reshape(self.size, rows)
 
     def wiring(self) -> Wiring:
         """Which parameter feeds which argument."""
-        host = self.host
-        shapes = {name: np.shape(value) for name, value in host.start.items()}
-        first, second = fillings(shapes)
+        first, second = fillings({name: np.shape(value) for name, value in self.host.start.items()})
 
-        def look(filled: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
-            leaves = {name: host.leaf(name, value) for name, value in filled.items()}
-            wanted = {name: self.all_arguments[name] for name in self.families}
-            found = self._arguments(leaves, self.one_row, wanted) if wanted else {}
-            args = {s: {n: host_numpy(host, v) for n, v in own.items()} for s, own in found.items()}
-            rows = self.probe[0]
-            others = {}
-            if self.general:
-                tiled = {name: np.concatenate([array] * self.size) for name, array in rows.items()}
-                held = {n: np.repeat(v, len(next(iter(rows.values()))), 0) for n, v in self.values.items()}
-                found = host.densities(leaves, host.arrays(tiled), held, self.general)
-                others = {name: host_numpy(host, value) for name, value in found.items()}
-            params = {n: host_numpy(host, v) for n, v in host.constrained(leaves).items()}
-            return params, args, others
+        def look(filled: Mapping[str, np.ndarray]) -> tuple[Any, Any, Any]:
+            leaves = {name: self.host.leaf(name, value) for name, value in filled.items()}
+            params, args, densities = self._look(leaves, self.probe[0])
+            own = {site: {n: v[:, 0] for n, v in args[site].items()} for site in self.families}
+            return params, own, {name: densities[name] for name in self.general}
 
         (params, args, others), (params_2, args_2, _) = look(first), look(second)
         return wired(

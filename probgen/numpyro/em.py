@@ -17,7 +17,7 @@ from numpyro.handlers import seed, substitute, trace
 from probgen.em import Engine, Options
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
-from probgen.numpyro.leaves import collect, named, prepared, to_numpy
+from probgen.numpyro.leaves import QUICK, collect, named, prepared, to_numpy
 from probgen.numpyro.loss import Loss
 from probgen.numpyro.modes import modules_of
 from probgen.numpyro.scope import Scope, device_of
@@ -107,9 +107,26 @@ class Operators:
         """Diagonals."""
         return jnp.diagonal(matrix, axis1=-2, axis2=-1)
 
-    def logsumexp(self, logits: jax.Array) -> jax.Array:
-        """Over the first axis."""
-        return jax.scipy.special.logsumexp(logits, 0)
+    def stored(self, features: jax.Array) -> jax.Array:
+        """Features [C, M, c] in the order in which they are multiplied fastest: row by row."""
+        return jnp.swapaxes(features, 1, 2)
+
+    def read(self, block: jax.Array) -> jax.Array:
+        """One block of them, [M, c]."""
+        return block.T
+
+    def product(self, weights: jax.Array, features: jax.Array) -> jax.Array:
+        """[S, M] times [M, c], row by row: XLA drops the transposes that meet."""
+        return (features.T @ weights.T).T
+
+    def softmax(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """logsumexp over the first axis, and the shares; what is below e^−60 of the largest is none at all."""
+        rows = logits.T
+        largest = rows.max(1, keepdims=True)
+        shares = jnp.exp(rows - largest)
+        shares = jnp.where(shares > 1e-26, shares, 0.0)
+        total = shares.sum(1, keepdims=True)
+        return (largest + jnp.log(total))[:, 0], (shares / total).T
 
     def best(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The largest of the first axis, and where it is."""
@@ -180,20 +197,28 @@ class Host:
             )
 
     def _notice(self, head: Mapping[str, jax.Array]) -> None:
-        """Which sites are masked or scaled, and which observe an array as it is, of what shape in a row."""
-        sites = self._trace(self.start, head, {})
+        """Which sites are masked or scaled, which observe an array as it is, and the values of the marked latents."""
         self._masked, self._observes = set(), {}
-        for name, described in self.structure.model.items():
-            site = sites[name]
-            if described.role == "deterministic":
-                continue
-            if site["scale"] is not None or _has_mask(site["fn"]):
-                self._masked.add(name)
-            if described.role == "observed" and described.local:
-                whole = _elements(site, self._axis(site))
-                same = [a for a, array in head.items() if site["value"] is array and site["value"].size == whole.size]
-                if same and described.plates and self._leads(site):
-                    self._observes[name] = (same[0], tuple(whole.shape[1:]))
+
+        def look(head: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            sites = self._trace(self.start, head, {})
+            for name, described in self.structure.model.items():
+                if described.role in ("latent", "observed") and (
+                    sites[name]["scale"] is not None or _has_mask(sites[name]["fn"])
+                ):
+                    self._masked.add(name)
+                if described.role == "observed" and described.local and self._leads(sites[name]):
+                    whole = _elements(sites[name], self._axis(sites[name]))
+                    same = [
+                        a for a, array in head.items() if sites[name]["value"] is array and array.size == whole.size
+                    ]
+                    if same:
+                        self._observes[name] = (same[0], tuple(whole.shape[1:]))
+            return {name: _support(sites[name]) for name, s in self.structure.latents.items() if s.enumerated}
+
+        self._supports = {
+            name: np.asarray(value) for name, value in jax.jit(look, compiler_options=QUICK)(head).items()
+        }
 
     def _leads(self, site: Mapping[str, Any]) -> bool:
         """Whether the rows are the first axis of a site's value."""
@@ -218,6 +243,10 @@ class Host:
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compiled, once for the shapes of its arrays."""
         return jax.jit(fn)
+
+    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled in half the time: what runs a few times only."""
+        return jax.jit(fn, compiler_options=QUICK)
 
     def value_and_grad(self, fn: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, Any]]:
         """`fn(leaves, *rest)` and its gradient in the leaves."""
@@ -266,17 +295,9 @@ class Host:
         transform = self._leaves.transforms.get(name)
         return (value if transform is None else transform.inv(value)).astype(self.start[name].dtype)
 
-    def support(self, name: str, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    def support(self, name: str) -> np.ndarray:
         """The values of a latent, [K, *event]."""
-        site = self._trace(self.start, self.arrays(rows), {})[name]
-        try:
-            found = np.asarray(site["fn"].enumerate_support(expand=False))
-        except NotImplementedError as error:
-            raise ProbgenError(
-                f"the latent {name!r} ({self.structure.model[name].family}) cannot be enumerated: it has no finite list "
-                "of values, so use ELBO() with a guide"
-            ) from error
-        return found.reshape(len(found), *found.shape[found.ndim - site["fn"].event_dim :])
+        return self._supports[name]
 
     def masked(self, name: str) -> bool:
         """Whether a site is masked or scaled, so that its arguments alone do not tell its density."""
@@ -354,6 +375,18 @@ class Host:
 def _in_force(leaf: Any) -> jax.Array:
     dtype = jnp.result_type(leaf)
     return jnp.asarray(leaf, jnp.result_type(float) if jnp.issubdtype(dtype, jnp.floating) else dtype)
+
+
+def _support(site: Mapping[str, Any]) -> jax.Array:
+    """All values of a latent, [K, *event]."""
+    try:
+        found = site["fn"].enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise ProbgenError(
+            f"the latent {site['name']!r} ({type(unwrapped(site['fn'])).__name__}) cannot be enumerated: it has no finite "
+            "list of values, so use ELBO() with a guide"
+        ) from error
+    return found.reshape(len(found), *found.shape[found.ndim - site["fn"].event_dim :])
 
 
 def _has_mask(fn: Any) -> bool:
