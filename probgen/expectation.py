@@ -90,15 +90,20 @@ class Expectation:
         return -(-rows // -(-rows // most))
 
     def blocks(
-        self, values: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], args: Mapping[str, Mapping[str, Any]]
+        self,
+        values: Mapping[str, np.ndarray],
+        arrays: Mapping[str, np.ndarray],
+        args: Mapping[str, Mapping[str, Any]],
+        again: bool,
     ) -> dict[str, Any]:
         """All rows in blocks [C, ..., c]: values or features, which rows are real, and the arrays for the program.
 
-        The last block is filled up with its first row, which counts for nothing.
+        The last block is filled up with the first row, which counts for nothing there. Features are kept only for rows
+        that come `again`.
         """
         rows = len(next(iter(arrays.values())))
         sizes = {site.name: self._feature_count(site, args) for site in self.data}
-        keep = 4 * sum(sizes.values()) * rows <= KEPT_BYTES
+        keep = again and 4 * sum(sizes.values()) * rows <= KEPT_BYTES
         length = self.block_rows(rows, sum(sizes.values()) + 1, keep)
         count = -(-rows // length)
         order = np.arange(count * length)

@@ -14,12 +14,14 @@ import numpyro
 from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 
-from probgen.em import Engine, Options
+from probgen.em import Settings
+from probgen.em_engine import Engine
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
-from probgen.numpyro.leaves import QUICK, collect, named, prepared, to_numpy
+from probgen.numpyro.leaves import QUICK, collect, named, prepared, to_numpy, touched
 from probgen.numpyro.loss import Loss
 from probgen.numpyro.modes import modules_of
+from probgen.numpyro.operators import Operators
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
@@ -29,8 +31,8 @@ from probgen.program import Program, rows_of
 PIECE = 8192  # rows of one run that looks at the data
 
 
-class EM(Options, Loss):
-    """Expectation-maximisation on a NumPyro program: what `probgen.em.Options` says."""
+class EM(Settings, Loss):
+    """Expectation-maximisation on a NumPyro program: what `probgen.em.Settings` says."""
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
@@ -39,126 +41,6 @@ class EM(Options, Loss):
 
             return Variational(program, by, feed, options)
         return Engine(Host(program, feed, options), self, feed, options)
-
-
-class Operators:
-    """What `probgen.em` computes with, in one precision: jax.numpy, and what it spells in its own way."""
-
-    xp = jnp
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
-        self.eps, self.tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny) * 1e6
-
-    def array(self, value: Any) -> jax.Array:
-        """Numbers in this precision."""
-        return jnp.asarray(value, self.dtype)
-
-    def raw(self, value: np.ndarray) -> jax.Array:
-        """An array as the program takes it."""
-        return as_jax({"": value})[""]
-
-    def mask(self, value: np.ndarray) -> jax.Array:
-        """Truth values."""
-        return jnp.asarray(value)
-
-    def cast(self, value: Any) -> jax.Array:
-        """The same in this precision."""
-        return jnp.asarray(value, self.dtype)
-
-    floats = cast
-
-    def scatter(self, values: jax.Array, index: np.ndarray, size: int) -> jax.Array:
-        """Sums of the values of each index, [size, ...]."""
-        return jnp.zeros((size, *values.shape[1:]), values.dtype).at[index].add(values)
-
-    def put(self, vector: jax.Array, index: np.ndarray, values: jax.Array) -> jax.Array:
-        """The vector with values at an index."""
-        return vector.at[index].set(values)
-
-    def tiled(self, array: jax.Array, times: int) -> jax.Array:
-        """The rows, several times over."""
-        return jnp.tile(array, (times, *[1] * (array.ndim - 1)))
-
-    def inverse_tril(self, factor: jax.Array) -> jax.Array:
-        """Inverses of lower triangular matrices."""
-        eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
-        return jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-
-    def cholesky(self, matrix: jax.Array) -> jax.Array:
-        """Lower factors; NaN where there is none."""
-        return jnp.linalg.cholesky(matrix)
-
-    def clipped(self, matrix: jax.Array, floor: float) -> tuple[jax.Array, jax.Array]:
-        """Matrices [G, D, D] with their eigenvalues at least `floor`, and which had smaller ones."""
-        if not floor:
-            return matrix, jnp.zeros(len(matrix), bool)
-        factor = jnp.linalg.cholesky(matrix - floor * jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
-        low = jnp.isnan(factor).any((-2, -1))
-
-        def lift(matrix: jax.Array) -> jax.Array:
-            values, vectors = jnp.linalg.eigh(matrix)
-            lifted = (vectors * jnp.maximum(values, floor)[:, None, :]) @ jnp.swapaxes(vectors, -1, -2)
-            return jnp.where(low[:, None, None], lifted, matrix)
-
-        return jax.lax.cond(low.any(), lift, lambda matrix: matrix, matrix), low
-
-    def diagonal(self, matrix: jax.Array) -> jax.Array:
-        """Diagonals."""
-        return jnp.diagonal(matrix, axis1=-2, axis2=-1)
-
-    def stored(self, features: jax.Array) -> jax.Array:
-        """Features [C, M, c] in the order in which they are multiplied fastest: row by row."""
-        return jnp.swapaxes(features, 1, 2)
-
-    def read(self, block: jax.Array) -> jax.Array:
-        """One block of them, [M, c]."""
-        return block.T
-
-    def product(self, weights: jax.Array, features: jax.Array) -> jax.Array:
-        """[S, M] times [M, c], row by row: XLA drops the transposes that meet."""
-        return (features.T @ weights.T).T
-
-    def softmax(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """logsumexp over the first axis, and the shares; what is below e^−60 of the largest is none at all."""
-        rows = logits.T
-        largest = rows.max(1, keepdims=True)
-        shares = jnp.exp(rows - largest)
-        shares = jnp.where(shares > 1e-26, shares, 0.0)
-        total = shares.sum(1, keepdims=True)
-        return (largest + jnp.log(total))[:, 0], (shares / total).T
-
-    def best(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The largest of the first axis, and where it is."""
-        return logits.max(0), logits.argmax(0)
-
-    def log_softmax(self, logits: jax.Array) -> jax.Array:
-        """Over the last axis."""
-        return jax.nn.log_softmax(logits, -1)
-
-    def softplus(self, value: jax.Array) -> jax.Array:
-        """log (1 + exp)."""
-        return jax.nn.softplus(value)
-
-    def gammaln(self, value: jax.Array) -> jax.Array:
-        """log Γ."""
-        return jax.scipy.special.gammaln(value)
-
-    def accumulated(self, one: Callable[..., tuple[dict, Any]], blocks: Mapping[str, jax.Array]) -> tuple:
-        """Sums over the blocks of what `one` returns first, and what it returns second, block by block."""
-        if len(blocks["real"]) == 1:
-            sums, kept = one({name: value[0] for name, value in blocks.items()})
-            return sums, None if kept is None else kept[None]
-        zero = jax.tree.map(
-            lambda like: jnp.zeros(like.shape, like.dtype),
-            jax.eval_shape(one, {name: value[0] for name, value in blocks.items()})[0],
-        )
-
-        def body(sums: dict, block: dict) -> tuple[dict, Any]:
-            own, kept = one(block)
-            return jax.tree.map(jnp.add, sums, own), kept
-
-        return jax.lax.scan(body, zero, dict(blocks))
 
 
 class Host:
@@ -180,9 +62,12 @@ class Host:
             self._model = callables(self._alone)[0]
         with self.scope(False):
             self._leaves = collect(self.program, as_jax(batch) if program.guide is not None else head, options.seed)
-            self._tree = jax.tree.structure(self._leaves.params)
-            self.start = named(self._leaves.params, {})
-            self.buffers = {n: v for n, v in named({}, self._leaves.buffers).items() if n not in self.start}
+            own = touched([self.program.model], self._leaves, head)
+            self._all = named(self._leaves.params, self._leaves.buffers)
+            self.start = named({name: leaf for name, leaf in self._leaves.params.items() if name in own}, {})
+            self.buffers = {
+                name: leaf for name, leaf in self._all.items() if name not in self.start
+            }  # the guide's, too
             values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
             self.structure = structure_of(self._alone, head, values, feed.rows)
             refuse_out_of_support(*callables(self._alone), head, values, batch)
@@ -284,11 +169,13 @@ class Host:
 
     def _params(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves by name as the tree that the program registers, in the precision in force."""
-        return jax.tree.unflatten(self._tree, [_in_force(leaves[name]) for name in self.start])
+        whole = {name: _in_force(leaves.get(name, leaf)) for name, leaf in named(self._leaves.params, {}).items()}
+        return jax.tree.unflatten(jax.tree.structure(self._leaves.params), list(whole.values()))
 
     def constrained(self, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Parameters as the program sees them."""
-        return named(self._leaves.constrained(self._params(leaves)), {})
+        found = named(self._leaves.constrained(self._params(leaves)), {})
+        return {name: found[name] for name in self.start}
 
     def unconstrained(self, name: str, value: jax.Array) -> jax.Array:
         """The leaf that gives a parameter its value."""

@@ -16,19 +16,21 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import transform_to
 
-from probgen.em import Engine, Options
+from probgen.em import Settings
+from probgen.em_engine import Engine
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.loss import Loss
+from probgen.pyro.operators import Operators
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, structure_of, tensors, unwrapped, whole_plates
 
 
-class EM(Options, Loss):
-    """Expectation-maximisation on a Pyro program: what `probgen.em.Options` says."""
+class EM(Settings, Loss):
+    """Expectation-maximisation on a Pyro program: what `probgen.em.Settings` says."""
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
@@ -40,121 +42,6 @@ class EM(Options, Loss):
 
 
 PIECE = 8192  # rows of one run that looks at the data
-
-
-class Operators:
-    """What `probgen.em` computes with, in one precision: torch, and what it spells in its own way."""
-
-    xp = torch
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
-        self.eps, self.tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny * 1e6
-
-    def array(self, value: Any) -> Tensor:
-        """Numbers in this precision, on the device."""
-        return torch.as_tensor(np.asarray(value), device=self.device).to(self.dtype)
-
-    def raw(self, value: np.ndarray) -> Tensor:
-        """An array as the program takes it."""
-        return tensors({"": value}, torch.get_default_dtype(), self.device)[""]
-
-    def mask(self, value: np.ndarray) -> Tensor:
-        """Truth values on the device."""
-        return torch.as_tensor(value, device=self.device)
-
-    def cast(self, value: Tensor) -> Tensor:
-        """The same in this precision."""
-        return value.to(self.dtype)
-
-    floats = cast
-
-    def scatter(self, values: Tensor, index: np.ndarray, size: int) -> Tensor:
-        """Sums of the values of each index, [size, ...]."""
-        out = torch.zeros(size, *values.shape[1:], dtype=values.dtype, device=values.device)
-        return out.index_add(0, torch.as_tensor(index, device=values.device), values)
-
-    def put(self, vector: Tensor, index: np.ndarray, values: Tensor) -> Tensor:
-        """The vector with values at an index."""
-        return vector.index_put((torch.as_tensor(index, device=vector.device),), values)
-
-    def tiled(self, array: Tensor, times: int) -> Tensor:
-        """The rows, several times over."""
-        return array.repeat(times, *[1] * (array.dim() - 1))
-
-    def inverse_tril(self, factor: Tensor) -> Tensor:
-        """Inverses of lower triangular matrices."""
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-
-    def cholesky(self, matrix: Tensor) -> Tensor:
-        """Lower factors; NaN where there is none."""
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        return torch.where(info[..., None, None] > 0, torch.nan, factor)
-
-    def clipped(self, matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-        """Matrices [G, D, D] with their eigenvalues at least `floor`, and which had smaller ones."""
-        eye = floor * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        low = torch.linalg.cholesky_ex(matrix - eye).info > 0
-        if not floor or not bool(low.any()):
-            return matrix, low & bool(floor)
-        values, vectors = torch.linalg.eigh(matrix[low])
-        matrix = matrix.clone()
-        matrix[low] = (vectors * values.clamp_min(floor)[:, None, :]) @ vectors.mT
-        return matrix, low
-
-    def diagonal(self, matrix: Tensor) -> Tensor:
-        """Diagonals."""
-        return matrix.diagonal(dim1=-2, dim2=-1)
-
-    def stored(self, features: Tensor) -> Tensor:
-        """Features [C, M, c] in the order in which they are multiplied fastest."""
-        return features
-
-    read = stored
-
-    def product(self, weights: Tensor, features: Tensor) -> Tensor:
-        """[S, M] times [M, c]."""
-        return weights @ features
-
-    def softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logsumexp over the first axis, and the shares; what is below e^−60 of the largest is none at all.
-
-        Denormal numbers would make the products that follow ten times slower.
-        """
-        largest = logits.max(0).values
-        shares = torch.nn.functional.threshold_((logits - largest).clamp_(min=-60.0).exp_(), 1e-26, 0.0)
-        total = shares.sum(0)
-        return largest + total.log(), shares.div_(total)
-
-    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest of the first axis, and where it is."""
-        found = logits.max(0)
-        return found.values, found.indices
-
-    def log_softmax(self, logits: Tensor) -> Tensor:
-        """Over the last axis."""
-        return torch.log_softmax(logits, -1)
-
-    def softplus(self, value: Tensor) -> Tensor:
-        """log (1 + exp)."""
-        return torch.nn.functional.softplus(value)
-
-    def gammaln(self, value: Tensor) -> Tensor:
-        """log Γ."""
-        return torch.lgamma(value)
-
-    def accumulated(
-        self, one: Callable[[Mapping[str, Tensor]], tuple[dict, Any]], blocks: Mapping[str, Tensor]
-    ) -> tuple:
-        """Sums over the blocks of what `one` returns first, and what it returns second, block by block."""
-        sums: dict[str, Tensor] = {}
-        kept = []
-        for c in range(len(blocks["real"])):
-            own, rows = one({name: value[c] for name, value in blocks.items()})
-            sums = {name: sums[name] + value if sums else value for name, value in own.items()}
-            kept.append(rows)
-        return sums, None if kept[0] is None else torch.stack(kept)
 
 
 class Host:
@@ -170,12 +57,26 @@ class Host:
         batch = feed.batch(0)
         self._leaves = leaves_of(self.program, batch, self.dtype, options.seed)
         values = start_values(self._leaves, self.dtype, self.device)
-        self.start = {name: values[name] for name in self._leaves.params}
-        self.buffers = {name: values[name] for name in self._leaves.buffers}
         self._model = callables(replace(self.program, guide=None))[0]
+        own = self._touched(batch)
+        self.start = {name: values[name] for name in self._leaves.params if name in own}
+        self.buffers = {name: value for name, value in values.items() if name not in self.start}  # the guide's, too
         self._plates: tuple[str, ...] = ()
         with self.scope(False):
             self._look(batch, feed)
+
+    def _touched(self, batch: Mapping[str, np.ndarray]) -> set[str]:
+        """The parameters that the model touches when run once."""
+        head = tensors({name: array[:1000] for name, array in batch.items()}, self.dtype, self.device)
+        if self.program.guide is None:
+            return set(self._leaves.params)
+        with numbers(self.dtype, self.device), forked(self.options.seed), pyro.validation_enabled(False):
+            values = start_values(self._leaves, self.dtype, self.device)
+            for name in self._leaves.params:
+                values[name].requires_grad_()  # pyro.module passes over what needs no gradient
+            with self._leaves.substituted(values), torch.no_grad(), poutine.trace(param_only=True) as seen:
+                self._model(**head)
+        return {self._leaves.aliases.get(name, name) for name in seen.trace.nodes}
 
     def _look(self, batch: Mapping[str, np.ndarray], feed: Any) -> None:
         alone, seed = replace(self.program, guide=None), self.options.seed
