@@ -46,8 +46,8 @@ class Subject:
 
     @functools.cached_property
     def batch_size(self) -> int | None:
-        """A small batch, or all rows where the program asks for whole arrays."""
-        asked = self.program.defaults.get("batch_size", _BATCH)
+        """A small batch, or all rows where the program, or the way it is learned, asks for whole arrays."""
+        asked = {**self.program.defaults, **getattr(self.by, "defaults", {})}.get("batch_size", _BATCH)
         return None if asked is None else min(asked, _BATCH)
 
     def feed(self, batch_size: int | None) -> Any:

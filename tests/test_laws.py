@@ -16,9 +16,16 @@ FILES = {model.name: model for model in probgen.list_models()}
 TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]
 # Families whose twins are held to each other in a test of their own, with their own options and names of weights.
 ELSEWHERE = {"fvsbn", "made"}  # test_autoregressive.py
+ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
 # What a file is run on: a set of vectors and one of images; more options where a file has other networks.
 ON = {"digits": {}, "two-moons": {}}
-VARIANTS = {"vae": {"network": "conv", "hidden": 32}, "vae_numpyro": {"network": "conv", "hidden": 32}}
+VARIANTS = {
+    "vae": {"network": "conv", "hidden": 32},
+    "vae_numpyro": {"network": "conv", "hidden": 32},
+    "gmm": {"bayesian": True},
+    "gmm_numpyro": {"bayesian": True},
+}
+FEW = {"kde": 400, "kde_numpyro": 400}  # rows, where every row meets every other
 
 SUBJECTS: dict[tuple, Subject] = {}
 
@@ -28,6 +35,8 @@ def subject(model, source, variant):
     key = (model, source, variant)
     if key not in SUBJECTS:
         data = probgen.load_data(source)
+        if model in FEW:
+            data = probgen.load_data({name: array[: FEW[model]] for name, array in data.train[:].items()})
         options = VARIANTS[model] if variant else {}
         SUBJECTS[key] = Subject(probgen.load(model, data, **options), data)
     return SUBJECTS[key]

@@ -25,8 +25,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from probgen import Flatten, ProbgenError, Program, Standardize
-from probgen.pyro import ELBO
+from probgen import Dequantize, Flatten, ProbgenError, Program, Standardize
+from probgen.pyro import ELBO, EM
 from probgen.pyro.distributions import WishartCholesky
 
 ALPHA_0, BETA_0, SPREAD = 1.0, 0.1, 0.5
@@ -68,6 +68,8 @@ def program(
     own = {"full": (K, D, D), "tied": (D, D), "diagonal": (K, D), "spherical": (K,)}[covariance]
     count = () if covariance == "tied" else (K,)  # how many Σ there are
     eye = torch.eye(D).expand(own).clone() if matrix else torch.ones(own)
+
+    whole = (Dequantize(),) if "int" in spec["x"].dtype else ()  # whole numbers have no density
 
     def parameters() -> tuple[Tensor, Tensor, Tensor]:
         """π [K], μ [K, D] and the scale: L_k [K, D, D], L [D, D], or sd [K, D] or [K, 1]."""
@@ -121,8 +123,8 @@ def program(
     return Program(
         model,
         guide if bayesian else None,
-        by=ELBO(),
-        prepare={"x": (Flatten(), Standardize())},
+        by=ELBO() if bayesian else EM(),
+        prepare={"x": (Flatten(), *whole, Standardize())},
         defaults={"epochs": 100, "batch_size": 128, "lr": 1e-2},
     )
 

@@ -28,8 +28,8 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from numpyro.distributions import constraints
 
-from probgen import Flatten, ProbgenError, Program, Standardize
-from probgen.numpyro import ELBO
+from probgen import Dequantize, Flatten, ProbgenError, Program, Standardize
+from probgen.numpyro import ELBO, EM
 from probgen.numpyro.distributions import WishartCholesky
 
 ALPHA_0, BETA_0, SPREAD = 1.0, 0.1, 0.5
@@ -71,6 +71,8 @@ def program(
     own = {"full": (K, D, D), "tied": (D, D), "diagonal": (K, D), "spherical": (K,)}[covariance]
     count = () if covariance == "tied" else (K,)  # how many Σ there are
     eye = jnp.broadcast_to(jnp.eye(D), own) if matrix else jnp.ones(own)
+
+    whole = (Dequantize(),) if "int" in spec["x"].dtype else ()  # whole numbers have no density
 
     def parameters() -> tuple[jax.Array, jax.Array, jax.Array]:
         """π [K], μ [K, D] and the scale: L_k [K, D, D], L [D, D], or sd [K, D] or [K, 1]."""
@@ -124,8 +126,8 @@ def program(
     return Program(
         model,
         guide if bayesian else None,
-        by=ELBO(),
-        prepare={"x": (Flatten(), Standardize())},
+        by=ELBO() if bayesian else EM(),
+        prepare={"x": (Flatten(), *whole, Standardize())},
         defaults={"epochs": 100, "batch_size": 128, "lr": 1e-2},
     )
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from numpyro.infer import TraceMeanField_ELBO
 
 from probgen.errors import ProbgenError
-from probgen.program import Player, Program, Structure
+from probgen.program import Player, Program, Structure, arguments
 from probgen.schedules import Schedule, value_at
 
 Result = dict[str, Any]
@@ -195,6 +195,8 @@ class Stock(Loss):
                     f"{type(by).__name__} does not carry the buffers of {buffers[0].removesuffix('$state')!r} (BatchNorm): "
                     "use Trace_ELBO() or probgen.numpyro.ELBO()"
                 ) from error
+        if not hasattr(by, "loss"):  # a plain function gets the arrays that it names
+            arrays = arguments(functools.partial(by, key, params, model, guide), arrays)
         value = (by.loss if hasattr(by, "loss") else by)(key, params, model, guide, **arrays)
         return as_result(
             jax.tree.reduce(jnp.add, value) if isinstance(value, Mapping) and "loss" not in value else value
