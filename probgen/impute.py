@@ -26,6 +26,7 @@ from probgen.chunks import particles, pieces, seed_at
 from probgen.errors import ProbgenError
 from probgen.joint import EXACT, Joint, Roles, Run, joint_of, roles_of
 from probgen.known import Known
+from probgen.program import Structure
 
 GLOBAL_DRAWS = 1000  # T
 FEW = 20  # effective draws of the global latents below which it is said
@@ -51,7 +52,8 @@ def impute(
         raise ProbgenError(f"sample: {EXACT}, and this program {what}")
     cases = Cases.of(known, {name: arrays[name] for name, role in structure.arrays.items() if role == "given"}, n)
     rng = np.random.default_rng(seed_at(seed, DRAW))
-    thetas = _thetas(trained, arrays, seed_at(seed, GLOBAL), prior)
+    _refuse_unguided(structure, prior)
+    thetas = global_draws(trained, arrays, GLOBAL_DRAWS, seed_at(seed, GLOBAL), prior)
     runs = [[_run(trained, arrays, theta, row) for row in cases.contexts] for theta in thetas]
     roles = roles_of(runs[0][0], structure)
     chosen = np.zeros(n, np.int64) if len(thetas) == 1 else _chosen(runs, roles, cases, rng)
@@ -65,6 +67,12 @@ def impute(
                 parts.append(drawn | {name: np.repeat(v[None], size, axis=0) for name, v in thetas[t].items()})
                 order.append(taken)
     return _joined(parts, np.argsort(np.concatenate(order)), structure)
+
+
+def _refuse_unguided(structure: Structure, prior: bool) -> None:
+    free = [name for name, site in structure.latents.items() if not site.local and name not in structure.guide]
+    if free and not prior:
+        raise ProbgenError(f"sample: {EXACT}, and the global latent {free[0]!r} has no guide")
 
 
 @dataclass(frozen=True)
@@ -104,17 +112,16 @@ def _unique(columns: list[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
     return first, which.reshape(n)
 
 
-def _thetas(trained: Any, arrays: Mapping[str, np.ndarray], seed: int, prior: bool) -> list[Draws]:
-    """Draws of the global latents: one empty draw where there are none."""
+def global_draws(
+    trained: Any, arrays: Mapping[str, np.ndarray], number: int, seed: int, prior: bool = False
+) -> list[Draws]:
+    """`number` draws of the global latents from the guide or, with `prior`, the model; one empty one if there are none."""
     structure = trained.structure
     names = [name for name, site in structure.latents.items() if not site.local]
     if not names:
         return [{}]
-    free = [name for name in names if name not in structure.guide]
-    if free and not prior:
-        raise ProbgenError(f"sample: {EXACT}, and the global latent {free[0]!r} has no guide")
     row = {name: value[:1] for name, value in arrays.items()}
-    draws = [trained.draw(1, seed_at(seed, i), row, prior=prior) for i in range(GLOBAL_DRAWS)]
+    draws = [trained.draw(1, seed_at(seed, i), row, prior=prior) for i in range(number)]
     return [{name: draw[name].reshape(structure.model[name].shape) for name in names} for draw in draws]
 
 
@@ -280,7 +287,7 @@ def _draw(
     return {name: held[name] if name in roles.others else cell.value for name, cell in cells.items()}
 
 
-def _joined(parts: list[Draws], order: np.ndarray, structure: Any) -> tuple[Draws, Draws]:
+def _joined(parts: list[Draws], order: np.ndarray, structure: Structure) -> tuple[Draws, Draws]:
     """Parts of the rows joined and put in order; what has no axis of rows is that of one part."""
     by_row, whole = {}, {}
     for name in (name for name in structure.model if name in parts[0]):

@@ -14,7 +14,7 @@ import numpy as np
 
 from probgen.chunks import particles, pieces, seed_at
 from probgen.errors import ProbgenError, did_you_mean
-from probgen.impute import impute
+from probgen.impute import GLOBAL_DRAWS, global_draws, impute
 from probgen.known import known_entries
 from probgen.program import Site, Structure
 from probgen.sites import arrays_of, stack_numbered
@@ -47,7 +47,7 @@ def sample(
     n, structure = int(n), trained.structure
     held = {name: value for name, value in (given or {}).items() if structure.arrays.get(name) == "data"}
     conditions = {name: value for name, value in (given or {}).items() if name not in held}
-    arrays = _arrays(structure, preparation, spec, n, conditions, seed)
+    arrays = prepared_arrays(structure, preparation, spec, n, conditions, seed)
     known = known_entries(structure, preparation, spec, held, n)
     by_row, whole = impute(trained, known, arrays, n, seed, prior) if held else _run(trained, n, seed, arrays, prior)
     draws = stack_numbered(whole, 0) | stack_numbered(by_row, 1)
@@ -55,6 +55,43 @@ def sample(
 
 
 Draws = dict[str, np.ndarray]
+
+
+def sample_in_groups(
+    trained: Any,
+    preparation: Any,
+    spec: Mapping[str, Any],
+    n: int,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    prior: bool = False,
+) -> tuple[Draws, np.ndarray]:
+    """`n` rows as `sample` gives them, and the number of the draw of the global latents that each row has, [n].
+
+    Where latents are global, at most `GLOBAL_DRAWS` draws of them, of the prior too, serve all rows in equal groups,
+    so that many rows are drawn in the time of few; elsewhere every row is a group of its own.
+    """
+    structure = trained.structure
+    if not structure.has_global_latents:
+        return sample(trained, preparation, spec, n, seed, given, prior), np.arange(n)
+    if any(structure.arrays.get(name) == "data" for name in given or {}):
+        drawn = sample(trained, preparation, spec, n, seed, given, prior)
+        stacked = stack_numbered({n: np.empty(s.shape) for n, s in structure.latents.items() if not s.local}, 0)
+        thetas = np.concatenate([drawn[name].reshape(n, -1) for name in drawn if name in stacked], axis=1)
+        return drawn, np.unique(thetas, axis=0, return_inverse=True)[1].reshape(n)
+    arrays = prepared_arrays(structure, preparation, spec, n, dict(given or {}), seed)
+    sizes, first, parts = list(pieces(n, -(-n // min(n, GLOBAL_DRAWS)))), 0, []
+    for i, theta in enumerate(global_draws(trained, arrays, len(sizes), seed_at(seed, 0), prior)):
+        rows = {name: value[first : first + sizes[i]] for name, value in arrays.items()}
+        cells = trained.cells(rows, theta, seed_at(seed, 1, i))
+        values = {
+            name: cell.value for name, cell in cells.items() if _has_rows(structure.model[name], cell.value, sizes[i])
+        }
+        parts.append(values | {name: np.repeat(value[None], sizes[i], axis=0) for name, value in theta.items()})
+        first += sizes[i]
+    draws = stack_numbered({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, 1)
+    draws |= to_data_units(draws, preparation, arrays_of(structure, preparation.spec(spec)))
+    return draws, np.repeat(np.arange(len(sizes)), sizes)
 
 
 def _run(trained: Any, n: int, seed: int, arrays: Draws, prior: bool) -> tuple[Draws, Draws]:
@@ -97,7 +134,7 @@ def to_data_units(
     return {name: back[array] for name, array in there.items()}
 
 
-def _arrays(
+def prepared_arrays(
     structure: Structure, preparation: Any, spec: Mapping[str, Any], n: int, given: dict[str, Any], seed: int
 ) -> dict[str, np.ndarray]:
     """`n` prepared rows of every array that the program names: the given ones, and anything valid for the rest."""
