@@ -196,7 +196,14 @@ PRIORS = {"weight_concentration_prior": 0.7, "mean_precision_prior": 0.5}
 def test_full_mixture_equals_scikit_learn():
     x, r = pulled(0, 40, (-3, 0), (0, 2), (3, -1)), soft(120, 3)
     theirs = sklearn_path(
-        x, r, "full", 30, mean_prior=[0.3, 0.3], degrees_of_freedom_prior=4.0, covariance_prior=np.eye(2) / 0.81, **PRIORS
+        x,
+        r,
+        "full",
+        30,
+        mean_prior=[0.3, 0.3],
+        degrees_of_freedom_prior=4.0,
+        covariance_prior=np.eye(2) / 0.81,
+        **PRIORS,
     )
     params = compared(lib := Lib("pyro"), wishart_mixture(lib), x, r, 30)
     inverse = np.linalg.inv(params["nu"][:, None, None] * params["S"] @ np.swapaxes(params["S"], 1, 2))
@@ -243,7 +250,9 @@ def test_a_tied_update_is_the_posterior_given_the_assignments():
     labels = np.repeat(np.arange(3), 30)
     program = wishart_mixture(lib := Lib("pyro"), kappa0=1e-9, tied=True)
     params = compared(lib, program, x, np.eye(3)[labels], 0)
-    within = sum((x[labels == k] - x[labels == k].mean(0)).T @ (x[labels == k] - x[labels == k].mean(0)) for k in range(3))
+    within = sum(
+        (x[labels == k] - x[labels == k].mean(0)).T @ (x[labels == k] - x[labels == k].mean(0)) for k in range(3)
+    )
     np.testing.assert_allclose(params["nu"], 4 + 90, rtol=1e-9)
     np.testing.assert_allclose(params["S"] @ params["S"].T, np.linalg.inv(np.eye(2) / 0.81 + within), rtol=1e-5)
 
@@ -298,9 +307,9 @@ def draws_of(run, data, draws):
     from pyro import poutine
 
     x = torch.tensor(data)
-    torch.manual_seed(0)
     ratios, joints = [], []
-    for _ in range(draws):
+    for i in range(draws):
+        torch.manual_seed(i)
         q = poutine.trace(run.guide).get_trace(x)
         theta = {n: s["value"] for n, s in q.nodes.items() if s["type"] == "sample"}
         joint = []
@@ -321,7 +330,7 @@ def mixture_run():
     lib = Lib("pyro")
     x = pulled(5, 15, (-2, 0), (0, 2), (2, -1))
     by = lib.by.EM(variational=True)
-    return probgen.fit(wishart_mixture(lib), {"x_train": x, "x_test": x}, by=by, precision="64", progress=False), x
+    return probgen.fit(wishart_mixture(lib), {"x": x}, by=by, precision="64", progress=False), x
 
 
 def test_the_closed_form_is_the_programs_own_bound(mixture_run):
@@ -344,7 +353,7 @@ def test_the_closed_form_is_the_programs_own_bound(mixture_run):
     assert abs(per_draw.mean() + loss) < 4.5 * error and error < 1.0
     summed = special.logsumexp(joints, 1).sum(-1) + ratios
     assert (summed >= per_draw - 1e-9).all()
-    elbo = run.evaluate(run.data.test, k=400)["elbo"] * len(x)
+    elbo = run.evaluate(run.data.train, k=100)["elbo"] * len(x)
     assert elbo > -loss - 4.5 * error
 
 
@@ -371,7 +380,9 @@ def test_the_bound_lies_under_the_evidence_by_enumeration():
     for code in range(3**4):
         z = code // 3 ** np.arange(4) % 3
         counts = np.bincount(z, minlength=3)
-        total = special.gammaln(2.1) - special.gammaln(6.1) + (special.gammaln(0.7 + counts) - special.gammaln(0.7)).sum()
+        total = (
+            special.gammaln(2.1) - special.gammaln(6.1) + (special.gammaln(0.7 + counts) - special.gammaln(0.7)).sum()
+        )
         terms.append(total + sum(normal_gamma_posterior(x[z == k, 0], 1.5, 0.8, 0.3, 0.5)[1] for k in range(3)))
     evidence = special.logsumexp(terms)
     assert evidence - 3 < bound < evidence
@@ -381,7 +392,10 @@ def test_three_forms_of_the_elbo_by_quadrature():
     """μ ~ N(1, 4), x_n ~ N(μ, 0.49): at any Gaussian q the three forms agree, and at the optimum they are log p(x)."""
     lib, x = Lib("pyro"), np.array([1.3, 2.2, 0.4, 1.9])
     ascent = engine(lib, normal_normal(lib), {"x": x})
-    prior, post = stats.norm(1, 2), stats.norm((1 / 4 + x.sum() / 0.49) / (1 / 4 + 4 / 0.49), (1 / 4 + 4 / 0.49) ** -0.5)
+    prior, post = (
+        stats.norm(1, 2),
+        stats.norm((1 / 4 + x.sum() / 0.49) / (1 / 4 + 4 / 0.49), (1 / 4 + 4 / 0.49) ** -0.5),
+    )
     evidence = stats.multivariate_normal(np.ones(4), 0.49 * np.eye(4) + 4).logpdf(x)
     mu = np.linspace(-8, 10, 20001)
     likelihood = stats.norm(mu[:, None], 0.7).logpdf(x).sum(1)
@@ -401,34 +415,30 @@ def test_three_forms_of_the_elbo_by_quadrature():
 
 
 def test_svi_lies_under_the_closed_form_and_importance_weights_tighten_it():
-    """The program's own ELBO and IWAE at a guide that is off, against the closed-form evidence; errors of 400 draws."""
+    """The program's own ELBO and IWAE at a guide that is off, against the closed-form evidence, within 4.5 SE."""
+    import pyro
     import torch
 
-    import probgen.pyro as own
+    from probgen.pyro import ELBO, IWAE
+    from probgen.pyro.leaves import private_store
 
     lib, x = Lib("pyro"), np.random.default_rng(6).normal(3, 2, 12)
-    program = normal_gamma(lib)
+    program, arrays = normal_gamma(lib), {"x": torch.tensor(x, dtype=torch.float32)}
     _, evidence = normal_gamma_posterior(x)
-    with torch.random.fork_rng():
+
+    def bound(loss, repeats):
+        found = [-float(loss.differentiable_loss(program.model, program.guide, **arrays)) for _ in range(repeats)]
+        return np.mean(found), np.std(found) / np.sqrt(repeats)
+
+    with torch.random.fork_rng(), private_store(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(0)
-        arrays = {"x": torch.tensor(x, dtype=torch.float32)}
-        from probgen.pyro.leaves import private_store
-
-        with private_store(), torch.no_grad():
-            wrong = {"a": 6.0, "b": 20.0, "m": float(x.mean()) + 0.3, "kappa": 6.0}
-            for name, value in wrong.items():
-                import pyro
-
-                constraint = torch.distributions.constraints.real if name == "m" else lib.C.positive
-                pyro.param(name, torch.tensor(value), constraint=constraint)
-            means, errors = [], []
-            for k in (1, 10, 100):
-                bounds = [-float(own.IWAE(k).differentiable_loss(program.model, program.guide, **arrays)) for _ in range(400)]
-                means.append(np.mean(bounds))
-                errors.append(np.std(bounds) / 20)
-            elbo = -np.mean([float(own.ELBO().differentiable_loss(program.model, program.guide, **arrays)) for _ in range(400)])
-    assert means[0] < means[1] < means[2] < evidence + 4.5 * errors[2]
-    assert elbo < evidence - 0.05
+        pyro.param("m", torch.tensor(x.mean() + 0.3, dtype=torch.float32))
+        for name, value in (("a", 6.0), ("b", 20.0), ("kappa", 6.0)):
+            pyro.param(name, torch.tensor(value), constraint=lib.C.positive)
+        elbo, error = bound(ELBO(), 200)
+        means, errors = zip(*[bound(IWAE(k), repeats) for k, repeats in ((1, 200), (5, 80), (50, 40))], strict=True)
+    assert elbo + 4.5 * error < evidence
+    assert means[0] + 4.5 * errors[0] < means[1] < means[2] < evidence + 4.5 * errors[2]
 
 
 # -- the run ------------------------------------------------------------------------------------------------------
@@ -469,7 +479,9 @@ def test_a_run_goes_on_bit_for_bit():
 def test_starts():
     """The best of several restarts; and the guide as it stands."""
     lib, x = Lib("pyro"), pulled(9, 20, (-3, 0), (0, 2), (3, -1))
-    bounds = [after(engine(lib, gaussian_mixture(lib), {"x": x}, init="random", restarts=n), 0)[0]["bound"] for n in (1, 4)]
+    bounds = [
+        after(engine(lib, gaussian_mixture(lib), {"x": x}, init="random", restarts=n), 0)[0]["bound"] for n in (1, 4)
+    ]
     assert bounds[1] > bounds[0]
     state = engine(lib, gaussian_mixture(lib), {"x": x}, init="program").start()
     np.testing.assert_allclose(state["history"]["alpha"][0], 2)
@@ -501,7 +513,9 @@ def test_a_prior_that_is_not_conjugate_is_named(backend):
             with lib.plate("data", len(x)):
                 lib.sample("x", lib.dist.Poisson(rate), obs=x)
 
-        return lib.program(model, lambda x: lib.sample("rate", lib.dist.Gamma(lib.positive("a", 1), lib.positive("b", 1))))
+        return lib.program(
+            model, lambda x: lib.sample("rate", lib.dist.Gamma(lib.positive("a", 1), lib.positive("b", 1)))
+        )
 
     refused(program, np.arange(5), "prior of 'rate' is a LogNormal.*NUTS", backend)
 

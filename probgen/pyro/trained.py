@@ -215,7 +215,9 @@ class Trained:
             latents = self._tensors(latents)
             for i in range(len(next(iter(latents.values())))):
                 given = {name: value[i] for name, value in latents.items()}
-                nodes = poutine.trace(poutine.condition(poutine.uncondition(self._model), given)).get_trace(**batch).nodes
+                nodes = (
+                    poutine.trace(poutine.condition(poutine.uncondition(self._model), given)).get_trace(**batch).nodes
+                )
                 found.append({name: _array(nodes[name]["value"]) for name in self.structure.observed})
         return {name: np.stack([draw[name] for draw in found]) for name in found[0]}
 
