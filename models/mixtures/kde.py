@@ -4,7 +4,8 @@
     loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n, 1/(N−1) Σ_{i≠n} N(x_n | x_i, h² I)
 
 With its own kernel in the sum a row would be likeliest at h = 0, so each row is left out of its own density (Habbema
-et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None.
+et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None. Whole numbers are
+dequantized, the centres once and for all, the rows anew at each step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from probgen import Flatten, ProbgenError, Program, Standardize
+from probgen import Dequantize, Flatten, ProbgenError, Program, Standardize
 
 ROWS = 256  # rows whose left-out density is looked at in a step, anew each time
 AT_ONCE = 2**24  # kernels in memory, outside training
@@ -54,13 +55,13 @@ class Parzen(TorchDistribution):
         log_p = torch.cat([self._log_kernels(piece)[0].logsumexp(1) for piece in pieces])
         return log_p.reshape(x.shape[:-1]) - math.log(len(self.centres))
 
-    def log_prob_left_out(self, x: Tensor) -> Tensor:
-        """log p_−n of rows [B, D]: one that is a centre itself leaves that centre out."""
+    def log_prob_left_out(self, x: Tensor, n: Tensor) -> Tensor:
+        """log p_−n of rows x [B, D], numbered n [B]: a row leaves out the centre that it equals, or else the n-th."""
         log_kernels, distance = self._log_kernels(x)
-        nearest, place = distance.min(1, keepdim=True)
-        own = torch.zeros_like(log_kernels).scatter(1, place, (nearest == 0).to(x.dtype)) > 0
-        others = len(self.centres) - own.sum(1).to(x.dtype)
-        return log_kernels.masked_fill(own, -math.inf).logsumexp(1) - others.log()
+        nearest, equal = distance.min(1)
+        own = torch.where(nearest == 0, equal, n % len(self.centres))
+        left_out = log_kernels.scatter(1, own.unsqueeze(1), -math.inf)
+        return left_out.logsumexp(1) - math.log(len(self.centres) - 1)
 
     def _log_kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log N(x | x_i, h² I) and |x − x_i|, [B, N]; exactly 0 between equal rows."""
@@ -72,17 +73,14 @@ class Parzen(TorchDistribution):
 def leave_one_out(model, guide, x: Tensor) -> Tensor:
     """−Σ_n log p_−n(x_n), of as many rows as a step looks at, standing for all."""
     density = Parzen(pyro.param("centres"), pyro.param("bandwidth"))
-    rows = x[torch.randperm(len(x), device=x.device)[:ROWS]]
-    return -density.log_prob_left_out(rows).mean() * len(x)
+    n = torch.randperm(len(x), device=x.device)[:ROWS]
+    return -density.log_prob_left_out(x[n], n).mean() * len(x)
 
 
 def program(spec) -> Program:
     """A kernel density estimate of the rows of `x` as standardized vectors."""
-    if spec["x"].dtype.startswith("int"):
-        raise ProbgenError(
-            f"kde: x holds whole numbers ({spec['x'].dtype}), which have probabilities and no density: give floats"
-        )
     D = math.prod(spec["x"].shape)
+    whole = (Dequantize(),) if "int" in spec["x"].dtype else ()  # whole numbers have no density
 
     def model(x: Tensor) -> None:
         centres = pyro.param("centres", lambda: _centres(x)).requires_grad_(False)  # kept, not trained
@@ -93,7 +91,7 @@ def program(spec) -> Program:
     return Program(
         model,
         by=leave_one_out,
-        prepare={"x": (Flatten(), Standardize())},
+        prepare={"x": (Flatten(), *whole, Standardize())},
         defaults={"epochs": 100, "batch_size": None, "lr": 0.05},
     )
 

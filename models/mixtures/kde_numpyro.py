@@ -4,7 +4,8 @@
     loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n, 1/(N−1) Σ_{i≠n} N(x_n | x_i, h² I)
 
 With its own kernel in the sum a row would be likeliest at h = 0, so each row is left out of its own density (Habbema
-et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None.
+et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None. Whole numbers are
+dequantized, the centres once and for all, the rows anew at each step.
 
 The twin of `kde.py`.
 """
@@ -21,7 +22,7 @@ from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 from numpyro.primitives import mutable
 
-from probgen import Flatten, ProbgenError, Program, Standardize
+from probgen import Dequantize, Flatten, ProbgenError, Program, Standardize
 
 ROWS = 256  # rows whose left-out density is looked at in a step, anew each time
 AT_ONCE = 2**24  # kernels in memory, outside training
@@ -53,12 +54,13 @@ class Parzen(dist.Distribution):
         log_p = jax.lax.map(lambda row: logsumexp(self._log_kernels(row)[0]), rows, batch_size=piece)
         return log_p.reshape(x.shape[:-1]) - math.log(len(self.centres))
 
-    def log_prob_left_out(self, x: jax.Array) -> jax.Array:
-        """log p_−n of a row [D]: one that is a centre itself leaves that centre out."""
+    def log_prob_left_out(self, x: jax.Array, n: jax.Array) -> jax.Array:
+        """log p_−n of a row x [D], numbered n: it leaves out the centre that it equals, or else the n-th."""
         log_kernels, square = self._log_kernels(x)
-        place = jnp.argmin(square)
-        own = (jnp.arange(len(square)) == place) & (square[place] == 0)
-        return logsumexp(jnp.where(own, -jnp.inf, log_kernels)) - jnp.log(len(square) - own.sum())
+        equal = jnp.argmin(square)
+        own = jnp.where(square[equal] == 0, equal, n % len(self.centres))
+        left_out = log_kernels.at[own].set(-jnp.inf)
+        return logsumexp(left_out) - math.log(len(self.centres) - 1)
 
     def _log_kernels(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log N(x | x_i, h² I) and |x − x_i|² of a row, [N]; exactly 0 between equal rows."""
@@ -70,18 +72,14 @@ class Parzen(dist.Distribution):
 def leave_one_out(rng_key, params: dict, model, guide, x: jax.Array) -> jax.Array:
     """−Σ_n log p_−n(x_n), of as many rows as a step looks at, standing for all."""
     density = Parzen(params["centres"], params["bandwidth"])
-    rows = x[jax.random.permutation(rng_key, len(x))[:ROWS]]
-    return -jax.vmap(density.log_prob_left_out)(rows).mean() * len(x)
+    n = jax.random.permutation(rng_key, len(x))[:ROWS]
+    return -jax.vmap(density.log_prob_left_out)(x[n], n).mean() * len(x)
 
 
 def program(spec) -> Program:
     """A kernel density estimate of the rows of `x` as standardized vectors."""
-    if spec["x"].dtype.startswith("int"):
-        raise ProbgenError(
-            f"kde_numpyro: x holds whole numbers ({spec['x'].dtype}), which have probabilities and no density: "
-            "give floats"
-        )
     D = math.prod(spec["x"].shape)
+    whole = (Dequantize(),) if "int" in spec["x"].dtype else ()  # whole numbers have no density
 
     def model(x: jax.Array) -> None:
         centres = mutable("centres", x)  # kept, not trained
@@ -94,7 +92,7 @@ def program(spec) -> Program:
     return Program(
         model,
         by=leave_one_out,
-        prepare={"x": (Flatten(), Standardize())},
+        prepare={"x": (Flatten(), *whole, Standardize())},
         defaults={"epochs": 100, "batch_size": None, "lr": 0.05},
     )
 
