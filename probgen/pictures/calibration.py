@@ -40,6 +40,8 @@ def calibration(result: Any, ax: Axes | None = None) -> Axes:
         _panel(inset, name, u, result.level(site), reach)
         if i % across:
             inset.set_yticklabels([])
+        if i + across >= len(shown):
+            inset.set_xlabel("rank / (draws + 1)", fontsize=7.5, color=INK, labelpad=2)
     return entitle(ax, title)
 
 
