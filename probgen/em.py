@@ -27,7 +27,7 @@ class Settings:
     hard
         All responsibility to the best state: k-means as a limit. The loss is then that of the best states.
     variational
-        Coordinate ascent on the conjugate Bayesian program.
+        Coordinate-ascent variational Bayes on a conjugate program: True, False, or None: where latents are global.
 
     Reference: Dempster, Laird & Rubin, JRSS B 39 (1977); Bishop, PRML, chapter 9.
     """
@@ -40,7 +40,7 @@ class Settings:
         floor: float = 1e-6,
         stepwise: float | None = None,
         hard: bool = False,
-        variational: bool = False,
+        variational: bool | None = None,
     ) -> None:
         for name, ok, words in (
             ("init", init in ("k-means++", "random", "program"), '"k-means++", "random" or "program"'),
@@ -49,7 +49,7 @@ class Settings:
             ("floor", _number(floor) and 0 <= floor < 1, "a number from 0 to below 1"),
             ("stepwise", stepwise is None or (_number(stepwise) and 0.5 < stepwise <= 1), "above 0.5, at most 1"),
             ("hard", isinstance(hard, bool), "True or False"),
-            ("variational", isinstance(variational, bool), "True or False"),
+            ("variational", variational is None or isinstance(variational, bool), "True, False or None"),
         ):
             if not ok:
                 raise ProbgenError(f"EM: `{name}` is {locals()[name]!r}: it must be {words}")

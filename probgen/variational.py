@@ -11,6 +11,7 @@ References: Attias, A variational Bayesian framework for graphical models (2000)
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -71,7 +72,7 @@ class Runs(Protocol):
 
 
 class CoordinateAscent:
-    """The engine of `EM(variational=True)`: one step is the M-step and the E-step that follows it.
+    """The engine of `EM()` on a Bayesian program: one step is the M-step and the E-step that follows it.
 
     A state holds λ, the sums S of the last E-step, the ELBO per datum at λ and what the last step gained of it.
     """
@@ -102,7 +103,7 @@ class CoordinateAscent:
     def note(self) -> str:
         """Which factors q(θ) has."""
         families = ", ".join(f"{name} ({self._found.family(name)})" for name in self._found.views[0])
-        return f"every factor of q(θ) has its exact update: {families}"
+        return f"coordinate-ascent variational Bayes: every factor of q(θ) has its exact update: {families}"
 
     # -- what the program is --------------------------------------------------------------------------------------
 
@@ -170,9 +171,13 @@ class CoordinateAscent:
         log_z, sums = self._expected(self._values, natural)
         bound = (log_z - self._prior.kl(natural)) / self._feed.rows
         state = {"natural": natural, "sums": sums, "bound": bound, "gain": np.inf}
-        params = self._guide.written(self._prior.arguments(natural), self._runs.constrained(self._runs.start()))
+        params = self._guide.written(self._prior.arguments(natural), self._params_at_start)
         path = {n: np.concatenate([*([history[n]] if history else []), value[None]]) for n, value in params.items()}
         return state | {"history": path}
+
+    @functools.cached_property
+    def _params_at_start(self) -> dict[str, np.ndarray]:
+        return self._runs.constrained(self._runs.start())
 
     def _expected(self, values: Arrays, natural: np.ndarray) -> tuple[float, np.ndarray]:
         """The E-step at λ: Σ_n log Σ_s exp E_q[log p(s, x_n | θ)], and S."""

@@ -19,7 +19,6 @@ class Lib:
         self.C = self.C or importlib.import_module("numpyro.distributions").constraints
         self.sample, self.param, self.plate = ppl.sample, ppl.param, ppl.plate
         self.by = importlib.import_module(f"probgen.{backend}")
-        self.engine = importlib.import_module(f"probgen.{backend}.conjugate").Engine
         own = importlib.import_module("probgen.pyro.distributions") if backend == "pyro" else self.dist
         self.WishartCholesky = own.WishartCholesky
         self.xp = importlib.import_module("torch" if backend == "pyro" else "jax.numpy")

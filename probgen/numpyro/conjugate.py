@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from numpyro.handlers import seed, substitute, trace
 
 from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
-from probgen.numpyro.em import Operators
 from probgen.numpyro.leaves import (
     QUICK,
     collect,
@@ -26,21 +26,14 @@ from probgen.numpyro.leaves import (
     unnamed,
 )
 from probgen.numpyro.modes import modules_of
+from probgen.numpyro.operators import Operators
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density
 from probgen.program import Program
-from probgen.variational import CoordinateAscent
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Engine(CoordinateAscent):
-    """Learns a program by `EM(variational=True)`."""
-
-    def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
-        super().__init__(Runs(program, feed, options), by, feed, options)
 
 
 class Runs:
@@ -55,6 +48,7 @@ class Runs:
             self.program = prepared(program, arrays, options.seed)
             self._model, self._guide = callables(self.program)
             self._leaves = collect(self.program, arrays, options.seed)
+            self._constrain = jax.jit(self._leaves.constrained)
             values = self._values(self._leaves.params)
             self.structure = structure_of(self.program, arrays, values, feed.rows)
             refuse_out_of_support(self._model, self._guide, arrays, values, feed.resident())
@@ -64,16 +58,18 @@ class Runs:
             self.fitted = sorted(touched((self.program.model,), self._leaves, arrays))
         self.ops = Operators(np.float64 if options.precision == "64" else np.float32)
 
-    def scope(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
         """The precision and device of the fit."""
-        return Scope(self._device, self._options.precision, False, self._modules)
+        with Scope(self._device, self._options.precision, False, self._modules), numpyro.validation_enabled(False):
+            yield
 
     def numpy(self, value: jax.Array) -> np.ndarray:
         """As a NumPy array."""
         return np.asarray(value)
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self._leaves.constrained(params), **self._leaves.buffers}
+        return {**self._constrain(params), **self._leaves.buffers}
 
     def _trace(
         self, fn: Any, values: Mapping[str, Any], weights: Mapping[str, Any], arrays: Mapping[str, Any]
@@ -175,7 +171,7 @@ class Runs:
     def constrained(self, weights: Arrays) -> dict[str, np.ndarray]:
         """The guide's parameters as it sees them, of weights."""
         with self.scope():
-            values = self._leaves.constrained(self._filled(weights))
+            values = self._constrain(self._filled(weights))
             return {name: to_numpy(values[name]) for name in self._params}
 
     def unconstrained(self, params: Arrays) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from probgen.em import Settings
 from probgen.em_engine import Engine
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
+from probgen.numpyro.conjugate import Runs
 from probgen.numpyro.leaves import QUICK, collect, named, prepared, to_numpy, touched
 from probgen.numpyro.loss import Loss
 from probgen.numpyro.modes import modules_of
@@ -27,6 +28,7 @@ from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
 from probgen.program import Program, rows_of
+from probgen.variational import CoordinateAscent
 
 PIECE = 8192  # rows of one run that looks at the data
 
@@ -36,10 +38,10 @@ class EM(Settings, Loss):
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
-        if self.variational:
-            from probgen.numpyro.conjugate import Engine as Variational
-
-            return Variational(program, by, feed, options)
+        if self.variational or (self.variational is None and program.guide is not None):
+            runs = Runs(program, feed, options)
+            if self.variational or runs.structure.has_global_latents:
+                return CoordinateAscent(runs, self, feed, options)
         return Engine(Host(program, feed, options), self, feed, options)
 
 

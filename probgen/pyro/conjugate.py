@@ -17,20 +17,12 @@ from torch.distributions import constraints, transform_to
 from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
-from probgen.pyro.em import Operators
 from probgen.pyro.leaves import leaves_of, own_program, start_values
+from probgen.pyro.operators import Operators
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
-from probgen.variational import CoordinateAscent
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Engine(CoordinateAscent):
-    """Learns a program by `EM(variational=True)`."""
-
-    def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
-        super().__init__(Runs(program, feed, options), by, feed, options)
 
 
 class Runs:

@@ -21,12 +21,14 @@ from probgen.em_engine import Engine
 from probgen.errors import ProbgenError
 from probgen.exponential import family_of
 from probgen.program import Program, rows_of
+from probgen.pyro.conjugate import Runs
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.loss import Loss
 from probgen.pyro.operators import Operators
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, structure_of, tensors, unwrapped, whole_plates
+from probgen.variational import CoordinateAscent
 
 
 class EM(Settings, Loss):
@@ -34,10 +36,10 @@ class EM(Settings, Loss):
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
-        if self.variational:
-            from probgen.pyro.conjugate import Engine as Variational
-
-            return Variational(program, by, feed, options)
+        if self.variational or (self.variational is None and program.guide is not None):
+            runs = Runs(program, feed, options)
+            if self.variational or runs.structure.has_global_latents:
+                return CoordinateAscent(runs, self, feed, options)
         return Engine(Host(program, feed, options), self, feed, options)
 
 
