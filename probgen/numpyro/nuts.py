@@ -103,7 +103,8 @@ class Chains:
             key = jax.random.key(self.options.seed)
             keys = jax.random.split(key, self.by.chains) if self.by.chains > 1 else [key]
             try:
-                return tuple(self.kernel.init(key, self.by.warmup, None, (), self.arrays) for key in keys)
+                chains = tuple(self.kernel.init(key, self.by.warmup, None, (), self.arrays) for key in keys)
+                return jax.device_put(chains, self._device)  # as the loop returns them, so that it is compiled once
             except RuntimeError as error:
                 raise ProbgenError(core.NOWHERE) from error
 
