@@ -36,6 +36,7 @@ docs: $(VENV)/ready
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 bench: $(VENV)/ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:

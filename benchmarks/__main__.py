@@ -9,17 +9,21 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import mixture_tables
 from benchmarks.pairs import Ratio, ratio
 from benchmarks.problems import PROBLEMS
 from benchmarks.worker import in_own_process
 
-SECTIONS = ("pyro-small", "pyro-medium", "pyro-conv", "numpyro-small", "first-loss", "memory", "growth", "cuda")
+SECTIONS = (
+    "pyro-small", "pyro-medium", "pyro-conv", "numpyro-small", "first-loss", "memory", "growth",
+    "em", "em-growth", "em-memory", "nuts", "cuda",
+)  # fmt: skip
 BLOCK = {"small": 100, "medium": 25, "conv": 20}  # steps of a block, at least a fifth of a chunk of `fit`
 STOCK, DROP_IN, ADVANCE = "pyro.infer.SVI.step", "probgen.pyro.SVI.step", "probgen.fit (Engine.advance)"
 HAND, HAND_FED, IDIOM = "by hand, whole step", "by hand, whole step + gather", "by hand, loss only compiled"
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _versions() -> str:
-    packages = ("probgen", "torch", "pyro-ppl", "jax", "numpyro", "flax", "numpy")
+    packages = ("probgen", "torch", "pyro-ppl", "jax", "numpyro", "flax", "numpy", "scikit-learn", "pomegranate")
     found = ", ".join(f"{name} {_version(name)}" for name in packages)
     return f"Python {platform.python_version()}, {found}"
 
@@ -74,7 +78,10 @@ def _version(name: str) -> str:
         import probgen
 
         return getattr(probgen, "__version__", "here")
-    return version(name)
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _steps(section: str, pairs: int) -> None:
@@ -183,6 +190,10 @@ _SECTIONS = {
     "first-loss": _first_loss,
     "memory": _memory,
     "growth": _growth,
+    "em": lambda _, __: mixture_tables.em(CONSOLE, verdict),
+    "em-growth": lambda _, __: mixture_tables.growth(CONSOLE),
+    "em-memory": lambda _, __: mixture_tables.memory(CONSOLE),
+    "nuts": lambda _, pairs: mixture_tables.nuts(CONSOLE, pairs, verdict),
     "cuda": _cuda,
 }
 
