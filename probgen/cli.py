@@ -307,9 +307,15 @@ def _posterior(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     path, words = _leading("evaluate", words)
     line = _rows_line("evaluate", path)
-    line.add("--k", int, "importance samples (default: 1000)")
+    line.add("--k", int, "importance samples (default: 1000; of --evidence the most, 100000)")
+    line.add("--evidence", bool, "a table in its place: log p(x) by prior sampling beside importance weights")
     given = line.parse(words)
     run = _opened(path)
+    if given.get("evidence"):
+        most = given.get("k", 100_000)
+        numbers = [k for k in (10, 100, 1000, 10_000) if k < most] + [most]
+        print(run.evidence(_rows(run, given), k=numbers, seed=given.get("seed", 0)))
+        return 0
     run.evaluate(_rows(run, given), **{name: given[name] for name in ("k", "seed") if name in given})
     _print_numbers(run)
     print(Path(path) / "evaluation.json")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import shlex
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -389,6 +389,19 @@ class Run:
             with self.folder.writer():
                 self.folder.write_json(EVALUATION, numbers)
         return numbers
+
+    def evidence(
+        self, data: Any = None, k: Sequence[int] = (10, 100, 1000, 10_000, 100_000), rows: int = 100, seed: int = 0
+    ) -> Any:
+        """log p(x) by prior sampling beside importance weights, for growing numbers of draws; of at most `rows` rows."""
+        from probgen.evaluate.evidence import evidence
+
+        together = data is None and self.data is not None and self.structure.has_global_latents
+        chosen = self._rows_of(self.data.train if together else data)
+        if not self.structure.has_global_latents:
+            chosen = chosen.take(np.arange(min(rows, len(chosen))))
+        with self._told():
+            return evidence(self.trained, self.preparation, chosen, k=k, seed=seed)
 
     def calibration(self, data: Any = None, **options: Any) -> Any:
         """Simulation-based calibration: whether the posteriors hold the truth as often as they say."""

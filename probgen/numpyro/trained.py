@@ -6,14 +6,17 @@ first in every value of a local site, wherever the program keeps its data plate.
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import seed, substitute, trace, uncondition
+from numpyro import prng_key
+from numpyro.handlers import block, infer_config, seed, substitute, trace, uncondition
 
 from probgen.cells import GAUSSIAN, Cell, row_axis
 from probgen.errors import ProbgenError
@@ -255,6 +258,23 @@ class Trained:
                 part = _numpy(many(self._values, {n: v[at] for n, v in values.items()}, at, arrays))
                 parts.append(jax.tree.map(lambda a, first=first: a[: draws - first], part))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+    def under_prior(self, names: Collection[str]) -> Trained:
+        """The program with the prior of the latents `names` as its guide, in which weights are p(x_n | those latents).
+
+        Latents that are enumerated and not among them are summed out.
+        """
+        found, hidden = copy.copy(self), lambda site: site["type"] == "sample" and site["name"] not in names
+        model = infer_config(self._model, config_fn=lambda site: {"enumerate": None} if site["name"] in names else {})
+
+        def guide(**arrays: Any) -> None:
+            with block(hide_fn=hidden), seed(rng_seed=prng_key()):  # what is hidden is drawn too, and needs a key
+                model(**arrays)
+
+        sites = {n: replace(s, enumerated=s.enumerated and n not in names) for n, s in self.structure.model.items()}
+        found.structure = replace(self.structure, model=sites, guide={n: sites[n] for n in sites if n in names})
+        found._model, found._guide, found._compiled = model, guide, {}
+        return found
 
     def log_joint(self, arrays: Arrays, latents: Arrays, seed: int) -> tuple[dict, dict]:
         """Log densities of model and guide at given latents by site: [B] for local sites, scalars for global ones."""

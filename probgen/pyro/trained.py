@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -307,6 +308,21 @@ class Trained:
             and site["infer"].get("_enumerate_dim") is None
             and row_dim(site, self.structure.data_plates, rows) is None
         }
+
+    def under_prior(self, names: Collection[str]) -> Trained:
+        """The program with the prior of the latents `names` as its guide, in which weights are p(x_n | those latents).
+
+        Latents that are enumerated and not among them are summed out.
+        """
+        found = copy.copy(self)
+        found.program = replace(self.program, guide=None)
+        found._model = poutine.infer_config(
+            self._model, lambda site: {"enumerate": None} if site["name"] in names else {}
+        )
+        found._guide = poutine.block(found._model, expose=list(names))
+        found._plan = make_plan(found._model, found._guide, (), self._tensors(self.arrays))
+        found.structure = replace(found._plan.structure, arrays=self.structure.arrays)
+        return found
 
     def log_joint(
         self, arrays: Mapping[str, np.ndarray], latents: Mapping[str, np.ndarray], seed: int = 0
