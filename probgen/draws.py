@@ -134,7 +134,10 @@ class Draws:
 
     @cached_property
     def by_site(self) -> dict[str, dict[str, float]]:
-        """The worst `r_hat`, `ess_bulk` and `ess_tail` of each latent's numbers; numbers that never move have none."""
+        """The worst `r_hat`, `ess_bulk` and `ess_tail` of each latent's numbers, as far as they are defined.
+
+        Numbers that never move have none, and a single chain has no R-hat.
+        """
         if self.length < FEWEST:
             return {}
         found = {}
@@ -153,8 +156,9 @@ class Draws:
     def diagnostics(self) -> dict[str, float]:
         """The worst of all latents: `r_hat`, `ess_bulk`, `ess_tail`; and the number of `divergences`."""
         worst = {"r_hat": max, "ess_bulk": min, "ess_tail": min}
-        columns = {name: [site[name] for site in self.by_site.values()] for name in worst} if self.by_site else {}
-        return {name: worst[name](column) for name, column in columns.items()} | {"divergences": self.divergences}
+        columns = {name: [site[name] for site in self.by_site.values() if name in site] for name in worst}
+        found = {name: worst[name](column) for name, column in columns.items() if column}
+        return found | {"divergences": self.divergences}
 
     def notes(self) -> list[str]:
         """What is wrong with the chains, each with what to try; empty where nothing is."""
@@ -163,14 +167,19 @@ class Draws:
             said.append(
                 f"R-hat and ESS are not defined for {self.length} draws a chain: they need at least {FEWEST} after warm-up"
             )
-        high = {name: site["r_hat"] for name, site in self.by_site.items() if site["r_hat"] > R_HAT}
+        elif self.chains == 1:
+            said.append(
+                "R-hat is not defined for one chain: run two or more, e.g. NUTS(chains=4), to see whether they agree"
+            )
+        high = {name: site["r_hat"] for name, site in self.by_site.items() if site.get("r_hat", 0.0) > R_HAT}
         if high:
             name = max(high, key=high.__getitem__)
             said.append(
                 f"R-hat of {name!r} is {high[name]:.3g}, above {R_HAT}: the chains have not mixed; try more warmup and "
                 "draws, or a program whose parts cannot change places (as the components of a mixture do)"
             )
-        low = {name: min(s["ess_bulk"], s["ess_tail"]) for name, s in self.by_site.items()}
+        sizes = {name: [s[n] for n in ("ess_bulk", "ess_tail") if n in s] for name, s in self.by_site.items()}
+        low = {name: min(each) for name, each in sizes.items() if each}
         name = min(low, key=low.__getitem__, default="")
         if low and not high and low[name] < ESS * self.chains:
             said.append(
@@ -234,7 +243,7 @@ def refuse_undrawable(structure: Structure, params: Sequence[str]) -> None:
     if params:
         raise ProbgenError(
             f"NUTS draws latents and learns no parameters, and this program has the parameter {params[0]!r}: give it a "
-            "prior (a sample site), or learn the program by ELBO() or EM()"
+            "prior (a sample site; the mixtures of the zoo do so with bayesian=True), or learn it by ELBO() or EM()"
         )
     for name, site in structure.latents.items():
         if site.discrete and not site.enumerated:

@@ -4,11 +4,13 @@ r"""Probabilities of rare events by importance sampling, where the density of th
     P(s(x) > 0) = \operatorname{E}_q \frac{p(x)}{q(x)} 1\{s(x) > 0\}, \qquad q = \alpha\, p + (1 - \alpha)\, g
 
 The proposal g is a Gaussian mixture fitted to draws of p(x | s(x) > 0), which multilevel splitting finds: of draws of
-the program the half with the largest scores are kept, multiplied and moved by Metropolis steps, along the
-differences of others and to draws of a mixture fitted to all of them, level by level, until the level is the event itself. The share α of the program bounds the weights by
-1 / α, and q is drawn from anew, so that the estimate is unbiased; but a part of the event that no draw has found hardly
-ever shows, neither in the value nor in its error: with several far apart, compare seeds. Everything happens in the program's units, where p is
-a density on the real line; the event sees the data's own.
+the program the half with the largest scores are kept, multiplied and moved by Metropolis steps, along the differences of
+others and to draws of a mixture fitted to all of them, level by level, until the level is the event itself.
+
+The share α of the program bounds the weights by 1 / α, and q is drawn from anew, so that the estimate is unbiased; but a
+part of the event that no draw has found hardly ever shows, neither in the value nor in its error: with several far
+apart, compare seeds. Everything happens in the program's units, where p is a density on the real line; the event sees
+the data's own.
 
 References:
     | Estimation of small failure probabilities by subset simulation (Au and Beck, 2001), Prob. Eng. Mech. 16
