@@ -36,7 +36,8 @@ def refuse_latents(structure: Structure, by: str) -> None:
             )
         if not site.enumerated:
             raise ProbgenError(
-                f"{by} sums out the latent {name!r} only where it is marked: give it infer={{'enumerate': 'parallel'}}"
+                f"{by} sums out the latent {name!r} ({site.family}) only where it is marked and has finitely many values: "
+                "give it infer={'enumerate': 'parallel'}"
             )
         inner = [plate.name for plate in site.plates if not plate.data and plate.size > 1]
         if inner:

@@ -36,6 +36,7 @@ class Subject:
         self.program, self.seed = program, seed
         self.data = data if hasattr(data, "train") else load_data(data)
         self.backend = backend_of(program)
+        self._engines: dict[tuple[str, bool, str], Any] = {}
 
     @functools.cached_property
     def preparation(self) -> Any:
@@ -67,12 +68,19 @@ class Subject:
         return self.backend.inspect(self.program, self.arrays, rows=len(self.data.train), seed=self.seed)
 
     def engine(self, by: Any = None, compile: bool = False, precision: str = "32") -> Any:
-        """An engine for the program's own loss, or for another."""
+        """An engine for the program's own loss, or for another; made once, since an engine keeps no state."""
+        by = by or self.by
+        key = (repr(by), compile, precision)
+        if key not in self._engines:
+            self._engines[key] = self._engine(by, compile, precision)
+        return self._engines[key]
+
+    def _engine(self, by: Any, compile: bool, precision: str) -> Any:
         options = types.SimpleNamespace(
             steps=3, batch_size=self.batch_size, lr=1e-3, optimizer="adam", schedule=None, clip=None, ema=None,
             patience=None, seed=self.seed, device="cpu", precision=precision, compile=compile,
         )  # fmt: skip
-        return self.backend.engine_of(self.program, by or self.by, self.feed(self.batch_size), options)
+        return self.backend.engine_of(self.program, by, self.feed(self.batch_size), options)
 
     @property
     def by(self) -> Any:

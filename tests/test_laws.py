@@ -17,15 +17,11 @@ TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]
 # Families whose twins are held to each other in a test of their own, with their own options and names of weights.
 ELSEWHERE = {"fvsbn", "made"}  # test_autoregressive.py
 ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
-# What a file is run on: a set of vectors and one of images; more options where a file has other networks.
-ON = {"digits": {}, "two-moons": {}}
-VARIANTS = {
-    "vae": {"network": "conv", "hidden": 32},
-    "vae_numpyro": {"network": "conv", "hidden": 32},
-    "gmm": {"bayesian": True},
-    "gmm_numpyro": {"bayesian": True},
-}
-FEW = {"kde": 400, "kde_numpyro": 400}  # rows, where every row meets every other
+# What a file is run on: a set of vectors and one of images; and more options where a file has other networks or sites.
+ON = ("digits", "two-moons")
+VARIANTS = {"vae": ("digits", {"network": "conv", "hidden": 32}), "gmm": ("two-moons", {"bayesian": True})}
+VARIANTS |= {f"{name}_numpyro": case for name, case in VARIANTS.items()}
+FEW = {"kde": 200, "kde_numpyro": 200}  # rows, where every row meets every other
 
 SUBJECTS: dict[tuple, Subject] = {}
 
@@ -37,16 +33,28 @@ def subject(model, source, variant):
         data = probgen.load_data(source)
         if model in FEW:
             data = probgen.load_data({name: array[: FEW[model]] for name, array in data.train[:].items()})
-        options = VARIANTS[model] if variant else {}
+        options = VARIANTS[model][1] if variant else {}
         SUBJECTS[key] = Subject(probgen.load(model, data, **options), data)
     return SUBJECTS[key]
 
 
-CASES = [(m, s, False) for m in FILES for s in ON] + [(m, "digits", True) for m in VARIANTS]
+CASES = [(m, s, False) for m in FILES for s in ON] + [(m, s, True) for m, (s, _) in VARIANTS.items()]
+
+
+def named(case):
+    return f"{case[0]}-{case[1]}{'-variant' if case[2] else ''}"
+
+
+def marks(case):
+    """A NumPyro file spends its time in compiling: the suite runs it on the vectors, where densities are integrated."""
+    model, source, variant = case
+    networks = case == ("vae_numpyro", "digits", True)  # of their own, for images
+    plain = source == "two-moons" and not variant
+    return pytest.mark.nightly if model.endswith("_numpyro") and not plain and not networks else ()
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}{'-variant' if c[2] else ''}")
+@pytest.mark.parametrize("case", [pytest.param(c, id=named(c), marks=marks(c)) for c in CASES])
 def test_law(case, law):
     verdict = judge(law, subject(*case))
     assert verdict.passed is not False, str(verdict)
@@ -54,7 +62,7 @@ def test_law(case, law):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}{'-variant' if c[2] else ''}")
+@pytest.mark.parametrize("case", CASES, ids=named)
 def test_compiled_is_eager(case):
     verdict = judge(law_compiled, subject(*case))
     assert verdict.passed is not False, str(verdict)

@@ -3,7 +3,7 @@
     z ~ Categorical(π)                   z: one of K components, summed out
     x_d | z ~ Bernoulli(p_zd)            p(x) = Σ_k π_k Π_d p_kd^x_d (1 − p_kd)^(1 − x_d)
 
-Within a component the bits are independent; the mixture is what correlates them.
+Within a component the bits are independent; the mixture is what correlates them. Learned by EM, in closed form.
 
 The twin of `bernoulli_mixture.py`.
 """

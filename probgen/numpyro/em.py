@@ -28,6 +28,7 @@ from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
 from probgen.program import Program, rows_of
+from probgen.states import refuse_latents
 from probgen.variational import CoordinateAscent
 
 PIECE = 8192  # rows of one run that looks at the data
@@ -72,6 +73,7 @@ class Host:
             }  # the guide's, too
             values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
             self.structure = structure_of(self._alone, head, values, feed.rows)
+            refuse_latents(self.structure, "EM")
             refuse_out_of_support(*callables(self._alone), head, values, batch)
             self._refuse_stated()
             self._notice(head)
