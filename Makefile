@@ -27,7 +27,7 @@ test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 nightly: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n 2 --timeout 3600
+	XLA_FLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n 2 --timeout 3600
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,9 +1,5 @@
 """NumPyro programs whose answers are known in closed form, and what it takes to train one in a test."""
 
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of these tests' time is compiling
-
 import jax
 import jax.numpy as jnp
 import numpy as np

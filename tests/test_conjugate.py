@@ -1,9 +1,5 @@
 """Coordinate-ascent variational Bayes against closed forms, quadrature, scikit-learn and the program itself."""
 
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of the time is compiling
-
 import numpy as np
 import pytest
 from conjugate_programs import (

@@ -1,10 +1,7 @@
 """EM: against scikit-learn, against the updates written out, and against its own promises, on both backends."""
 
 import itertools
-import os
 import warnings
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of the twins' time is compiling
 
 import numpy as np
 import pyro

@@ -1,9 +1,5 @@
 """`evidence`: prior sampling and importance weights against closed forms, on both backends."""
 
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of these tests' time is compiling
-
 import numpy as np
 import pytest
 from linear_gaussian import LinearGaussian

@@ -4,11 +4,8 @@ Statistical gates have fixed seeds and allow 4 Monte Carlo standard errors: a sa
 with probability 6e-5 for each number, below 3e-3 for all in this file together.
 """
 
-import os
 import warnings
 from types import SimpleNamespace
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of these tests' time is compiling
 
 import jax
 import jax.numpy as jnp
@@ -49,25 +46,6 @@ PPL = {
         home=on_numpyro,
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """XLA's work on one program is kept for the next fit of it, while these tests run: it is most of their time."""
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        reset_cache()
-        for name, value in values.items():
-            jax.config.update(name, value)
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="module", params=PPL)
