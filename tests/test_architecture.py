@@ -111,7 +111,7 @@ def test_nothing_imports_a_model(path):
 
 @pytest.mark.parametrize("path", MODELS, ids=ids)
 def test_a_model_file_has_one_backend_and_is_a_page_long(path):
-    backends = {b for b in BACKENDS if any(f"{n}.".startswith(f"probgen.{b}.") for n in imports(path))}
+    backends = {b for b in BACKENDS if any(f"{n}.".startswith((f"{b}.", f"probgen.{b}.")) for n in imports(path))}
     assert len(backends) == 1
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 160

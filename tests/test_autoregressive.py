@@ -392,6 +392,7 @@ def decoder_and_prior(backend):
 BIT_ROWS = {"x": (np.random.default_rng(5).random((100, BITS)) < np.linspace(0.1, 0.9, BITS)).astype(np.uint8)}
 
 
+@pytest.mark.nightly_on("numpyro")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_as_decoder_and_as_prior_of_a_vae(backend):
     subject = Subject(decoder_and_prior(backend), BIT_ROWS)

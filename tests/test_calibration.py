@@ -221,12 +221,14 @@ def test_a_global_latent_is_calibrated_by_fitting_anew_to_every_simulated_data_s
     assert not narrow.passed and "too narrow" in narrow.verdicts["theta"], str(narrow)
 
 
+@pytest.mark.nightly
 def test_a_global_latent_on_numpyro():
     """With another data set's truths, or another posterior's draws, ranks would be 0 or 19 in most simulations."""
     exact = probgen.calibration(normal_mean("numpyro"), {"x": X[:5]}, simulations=20, draws=19, progress=False)
     assert exact.passed and np.mean((exact.ranks["theta"] > 4) & (exact.ranks["theta"] < 15)) > 0.2, str(exact)
 
 
+@pytest.mark.nightly
 def test_exchangeable_components_are_put_in_order_in_truths_and_draws_alike():
     """The data say nothing, so the posterior is the prior; the guide draws one of its 3! equal parts, sorted."""
     import pyro

@@ -441,7 +441,8 @@ def test_svi_lies_under_the_closed_form_and_importance_weights_tighten_it():
 # -- the run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["pyro", pytest.param("numpyro", marks=pytest.mark.nightly)])
+@pytest.mark.nightly_on("numpyro")
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_what_was_learned_answers_the_verbs(backend, tmp_path):
     lib = Lib(backend)
     x = pulled(7, 30, (-3, 0), (0, 2), (3, -1)).astype(np.float32)

@@ -191,6 +191,7 @@ def test_beside_an_array_that_the_program_is_conditioned_on(make):
         check_mixture(drawn["x"][rows], drawn["z"][rows], x, MU + value, [np.eye(D)] * K)
 
 
+@pytest.mark.nightly_on("pyro")
 def test_global_latents_are_weighed_by_what_is_known(make):
     """p(θ | x_1, D) with x_1 = 3 known: the conjugate posterior of one more number, and x_2 from it.
 

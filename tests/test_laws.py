@@ -48,9 +48,8 @@ def named(case):
 def marks(case):
     """A NumPyro file spends its time in compiling: the suite runs it on the vectors, where densities are integrated."""
     model, source, variant = case
-    networks = case == ("vae_numpyro", "digits", True)  # of their own, for images
     plain = source == "two-moons" and not variant
-    return pytest.mark.nightly if model.endswith("_numpyro") and not plain and not networks else ()
+    return pytest.mark.nightly if model.endswith("_numpyro") and not plain else ()
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))

@@ -465,6 +465,7 @@ def test_what_cannot_be_learned_is_refused_and_nothing_written(words, x, said, p
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)] == before
 
 
+@pytest.mark.nightly_on("numpyro")
 @pytest.mark.parametrize("ppl", ["pyro", "numpyro"])
 def test_what_is_odd_is_said_and_the_fit_stays_finite(ppl):
     """A constant column, few distinct rows, more components than clusters: notes, and finite numbers."""

@@ -56,6 +56,7 @@ def test_a_common_event(gmm):
     assert found == run(probability, gmm, lambda d: d["x"] @ A - c)  # a score that happens often enough
 
 
+@pytest.mark.nightly_on("numpyro")
 @pytest.mark.parametrize("p", [1e-5, 1e-8])
 def test_a_rare_event(gmm, p):
     c = level(p)
@@ -66,6 +67,7 @@ def test_a_rare_event(gmm, p):
     assert 100 < found.ess < 20_000 and "importance" in found.method
 
 
+@pytest.mark.nightly_on("numpyro")
 def test_a_rare_event_in_two_places_and_in_data_units(gmm):
     """|A · x| > c has two tails; scaled data leave its probability as it is."""
     c = level(1e-7)
@@ -75,6 +77,7 @@ def test_a_rare_event_in_two_places_and_in_data_units(gmm):
     assert abs(found.value - both) < 4.5 * found.se and found.se < 0.1 * both
 
 
+@pytest.mark.nightly_on("numpyro")
 def test_a_rare_event_of_the_latents(gmm):
     """x far out in one component alone: latents are drawn given the data that is proposed."""
     c = MEANS[2] + 5.5 * SDS[2]

@@ -71,7 +71,7 @@ class Host:
             self.buffers = {
                 name: leaf for name, leaf in self._all.items() if name not in self.start
             }  # the guide's, too
-            values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
+            values = self._leaves.values
             self.structure = structure_of(self._alone, head, values, feed.rows)
             refuse_latents(self.structure, "EM")
             refuse_out_of_support(*callables(self._alone), head, values, batch)
@@ -242,7 +242,7 @@ class Host:
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that lie outside the support of the site that observes them."""
-        values = {**self._leaves.constrained(self._leaves.params), **self._leaves.buffers}
+        values = self._leaves.values
         refuse_out_of_support(*callables(self._alone), as_jax(arrays), values, arrays)
 
     def _trace(self, leaves: Mapping[str, Any], arrays: Mapping[str, jax.Array], held: Mapping[str, Any]) -> Trace:

@@ -67,7 +67,7 @@ class Engine:
             self._modules = modules_of(*self._fns)
         with self._scope():
             self.leaves = collect(self.program, arrays, options.seed, self._fns)
-            values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
+            values = self.leaves.values
             self.structure = structure_of(self.program, arrays, values, self.rows)
             refuse_unguided(self.structure)
             self.by.check(self.structure)
@@ -93,7 +93,7 @@ class Engine:
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that lie outside the support of the site that observes them."""
         with self._scope(training=False):
-            values = {**self.leaves.constrained(self.leaves.params), **self.leaves.buffers}
+            values = self.leaves.values
             refuse_out_of_support(*callables(self.program), as_jax(arrays), values, arrays)
 
     def weights(self, state: State) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ name of its own: `decoder.hidden.kernel`.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ class Leaves:
     def constrained(self, params: Tree) -> Tree:
         """The parameters as the program sees them."""
         return transform_fn(self.transforms, params)
+
+    @functools.cached_property
+    def values(self) -> Tree:
+        """Parameters as the program sees them, and buffers: compiled, as a transform is many small functions."""
+        return {**jax.jit(self.constrained, compiler_options=QUICK)(self.params), **self.buffers}
 
 
 def collect(program: Program, arrays: Mapping[str, Any], seed_: int, extra: Iterable[Callable] = ()) -> Leaves:

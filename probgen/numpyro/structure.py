@@ -41,7 +41,7 @@ def inspect(program: Program, arrays: Mapping[str, Any], rows: int | None = None
     with mode(False, program.model, program.guide):
         program = prepared(program, arrays, seed)
         leaves = collect(program, arrays, seed)
-        return structure_of(program, arrays, {**leaves.constrained(leaves.params), **leaves.buffers}, rows)
+        return structure_of(program, arrays, leaves.values, rows)
 
 
 def structure_of(

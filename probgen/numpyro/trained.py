@@ -73,8 +73,8 @@ class Trained:
             leaves = collect(self._program, arrays, seed)
             params, buffers = unnamed(weights, (leaves.params, leaves.buffers))
             self._leaves = Leaves(params, buffers, leaves.transforms)
-            self._constrained = jax.device_put(leaves.constrained(params), self._device)
-            self._values = {**self._constrained, **jax.device_put(buffers, self._device)}
+            self._values = jax.device_put(self._leaves.values, self._device)
+            self._constrained = {name: self._values[name] for name in params}
             self.structure = structure_of(self._program, arrays, self._values)
         self._model, self._guide = callables(self._program)
         self._rows = frozenset(self.structure.data_plates)
