@@ -479,3 +479,15 @@ def test_what_is_odd_is_said_and_the_fit_stays_finite(ppl):
         assert np.isfinite(run.metrics["loss"]).all()
         assert all(np.isfinite(value).all() for value in run.params.values())
         assert np.isfinite(run.sample(3)["x"]).all()
+
+
+@pytest.mark.parametrize("model", ["gmm", "gmm_numpyro"])
+def test_a_single_component_is_a_mixture_too(model):
+    """z = 0 for every row, and log p(x) is that of one Gaussian."""
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    run = probgen.fit(probgen.load(model, {"x": x}, components=1), {"x": x}, progress=False)
+    assert (run.posterior(x, draws=3)["posterior"]["z"].values == np.zeros((1, 3, 20))).all()
+    found = run.evaluate(x)["log_likelihood"]
+    assert found == pytest.approx(
+        stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True)).logpdf(x).mean(), abs=1e-3
+    )

@@ -90,7 +90,7 @@ def draw_conditional(
 ) -> dict[str, jax.Array]:
     """A draw of the enumerated latents from their exact conditional, everything else of the model being given."""
     run_key, draw_key = jax.random.split(key)
-    inferred = infer_discrete(Unscaled(seed(model, run_key)), rng_key=draw_key)
+    inferred = infer_discrete(Unscaled(Certain(seed(model, run_key))), rng_key=draw_key)
     tr = trace(inferred).get_trace(**arrays)
     return {name: tr[name]["value"] for name in names}
 
@@ -102,6 +102,19 @@ class Unscaled(Messenger):
         """Take the scale off."""
         if msg["type"] == "sample":
             msg["scale"] = None
+
+
+class Certain(Messenger):
+    """Latents of one state are in it: a funsor of one state has no name for it, and cannot be drawn from."""
+
+    def process_message(self, msg: dict) -> None:
+        """Hold such a latent at its only value."""
+        if msg["type"] != "sample" or msg["value"] is not None or msg["infer"].get("enumerate") != "parallel":
+            return
+        support = msg["fn"].enumerate_support(expand=False)
+        if len(support) == 1:
+            msg["value"] = jnp.broadcast_to(support[0], msg["fn"].shape())
+            msg["infer"] = {}
 
 
 def _hidden(run: Run) -> frozenset[str]:

@@ -30,7 +30,7 @@ from probgen.pyro.device import generators_restored, numbers, resolve_device, re
 from probgen.pyro.leaves import leaves_of, start_values
 from probgen.pyro.loss import Loss
 from probgen.pyro.trace import bound, forked, structure_of, tensors
-from probgen.pyro.trained import Trained, inspect
+from probgen.pyro.trained import Trained, drawn_whole, inspect
 from probgen.pyro.weights import datum_terms, drawn_traces
 
 State = dict[str, Any]
@@ -288,7 +288,7 @@ class DrawnProgram(Trained):
                 poutine.replay(self._model, trace=q), first_available_dim=-1 - self._plan.depth, temperature=1
             )
             nodes = poutine.trace(model).get_trace(**batch).nodes
-            drawn = {**drawn, **{name: nodes[name]["value"] for name in self.structure.enumerated}}
+            drawn = {**drawn, **{name: drawn_whole(nodes[name]) for name in self.structure.enumerated}}
         return drawn, log_p
 
 

@@ -392,7 +392,7 @@ class Trained:
             drawn = infer_discrete(model, first_available_dim=-1 - self._plan.depth, temperature=1)
             with forked(seed):  # so that the guide's draws are those of `terms` with this seed
                 p = poutine.trace(drawn).get_trace(**batch)
-        values = {name: p.nodes[name]["value"] for name in self.structure.latents}
+        values = {name: drawn_whole(p.nodes[name]) for name in self.structure.latents}
         return values, *(sum(terms.values(), torch.zeros(rows)) for terms in (log_p, log_q))
 
     def k_hat(self, log_weights: np.ndarray) -> np.ndarray:
@@ -402,6 +402,12 @@ class Trained:
         arXiv:1507.02646). Weights that are all equal have no tail, and get 0.
         """
         return np.array([_k_hat(column) for column in np.asarray(log_weights, dtype=np.float64).T])
+
+
+def drawn_whole(site: Mapping[str, Any]) -> Tensor:
+    """A site's value in the shape of its distribution: Pyro leaves a latent of one state with an axis of its own."""
+    value, shape = site["value"], site["fn"].shape()
+    return torch.broadcast_to(value.reshape(value.shape[max(0, value.dim() - len(shape)) :]), shape)
 
 
 def _copied(module: nn.Module) -> nn.Module:
