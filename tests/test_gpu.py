@@ -1,5 +1,7 @@
 """On a GPU: the same numbers as on the CPU, compiled and replayed as a CUDA graph. Skipped where there is none."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,41 @@ def test_numbers_after_a_gpu_fit_are_on_the_cpu(model, tmp_path):
     numbers = run.evaluate(data.test, k=50)
     again = probgen.Run.open(tmp_path / "run").evaluate(data.test, k=50)
     assert numbers["log_likelihood"] == pytest.approx(again["log_likelihood"], rel=1e-6)
+
+
+def mixture_beside(model):
+    """The backend of a model, and its mixture of Gaussians."""
+    backend = "numpyro" if model.endswith("numpyro") else "pyro"
+    return importlib.import_module(f"probgen.{backend}"), "gmm_numpyro" if backend == "numpyro" else "gmm"
+
+
+@pytest.mark.parametrize("bayesian", [False, True], ids=["em", "coordinate-ascent"])
+def test_em_takes_the_path_of_the_cpu(model, bayesian):
+    """Closed forms have no random numbers: parameters after 20 steps agree to single precision."""
+    backend, name = mixture_beside(model)
+    data = probgen.load_data("two-moons")
+    program = probgen.load(name, data, components=4, bayesian=bayesian)
+    by = backend.EM(tol=0)
+    ours, theirs = (
+        probgen.fit(program, data, by=by, steps=20, device=device, progress=False).params for device in ("cuda", "cpu")
+    )
+    for parameter in theirs:
+        np.testing.assert_allclose(ours[parameter], theirs[parameter], rtol=1e-3, atol=1e-3)
+
+
+def test_nuts_draws_the_posterior_of_the_cpu(model):
+    """Posterior means of both devices within 5 of their joint Monte Carlo standard errors: once in a million, each."""
+    from arviz_stats import mcse
+
+    backend, name = mixture_beside(model)
+    x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    program = probgen.load(name, {"x": x}, components=1, bayesian=True)
+    found = []
+    for device in ("cuda", "cpu"):
+        run = probgen.fit(
+            program, {"x": x}, by=backend.NUTS(chains=1, warmup=100, draws=200), device=device, progress=False
+        )
+        draws = run.draws.values["locations"]
+        found.append((draws.mean((0, 1)), mcse(draws, method="mean", chain_axis=0, draw_axis=1)))
+    (a, error_a), (b, error_b) = found
+    assert (np.abs(a - b) < 5 * np.hypot(error_a, error_b)).all()
