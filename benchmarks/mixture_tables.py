@@ -86,7 +86,7 @@ def memory(console: Console) -> None:
 
 def nuts(console: Console, pairs: int, verdict: Callable[[Ratio, str], str]) -> None:
     """Milliseconds a draw, and the ratio."""
-    result = in_own_process("nuts-numpyro", pairs=pairs, steps=25)
+    result = in_own_process("nuts-numpyro", pairs=pairs, steps=100)
     (ours, a), (theirs, b) = result["times"].items()
     table = Table("", "ms a draw, median", "fastest block", title_justify="left")
     table.title = "NUTS on the Bayesian mixture of Gaussians (500 of two-moons, K = 3, full covariances), one chain"

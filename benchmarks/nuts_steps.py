@@ -1,4 +1,4 @@
-"""Milliseconds a draw of NUTS on the Bayesian mixture of Gaussians: probgen's engine, and `numpyro.infer.MCMC` by hand.
+"""Milliseconds a draw of NUTS on the Bayesian mixture of Gaussians: probgen's engine, and NumPyro's kernel in a loop by hand.
 
 Both go on from the same seed through the same blocks of draws, so they take the same leapfrog steps.
 """
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.infer import MCMC
 from numpyro.infer import NUTS as Kernel
+from numpyro.util import fori_collect
 
 import probgen
 from benchmarks.pairs import rounds
@@ -21,7 +21,7 @@ from probgen.numpyro import NUTS
 from probgen.prepare import Preparation
 from probgen.recipe import Options
 
-ENGINE, HAND = "probgen.fit (NUTS)", "numpyro.infer.MCMC by hand"
+ENGINE, HAND = "probgen.fit (NUTS)", "NumPyro's NUTS by hand"
 ROWS, COMPONENTS, WARMUP, SEED = 500, 3, 300, 0
 
 
@@ -57,17 +57,27 @@ class Engine:
 
 
 class ByHand:
-    """`run(steps)` of a warmed-up `MCMC`, going on from its last state."""
+    """`run(steps)` of `numpyro.util.fori_collect`, what `MCMC.run` consists of: its own `run` compiles at every call."""
 
     def __init__(self, program: Any, x: np.ndarray, steps: int) -> None:
-        self.x = jnp.asarray(x)
-        self.mcmc = MCMC(Kernel(program.model), num_warmup=WARMUP, num_samples=steps, progress_bar=False)
-        self.mcmc.warmup(jax.random.key(SEED), x=self.x)
+        kernel, arrays = Kernel(program.model), {"x": jnp.asarray(x)}
+        self.state = kernel.init(jax.random.key(SEED), WARMUP, None, model_args=(), model_kwargs=arrays)
+
+        def kept(state: Any) -> Any:
+            return kernel.postprocess_fn((), arrays)(state.z), state.potential_energy, state.num_steps, state.diverging
+
+        @jax.jit
+        def block(state: Any) -> Any:
+            move = lambda state: kernel.sample(state, (), arrays)  # noqa: E731
+            return fori_collect(0, steps, move, state, transform=kept, progbar=False, return_last_val=True)
+
+        self.block = block
+        for _ in range(WARMUP // steps):
+            self(steps)
 
     def __call__(self, steps: int) -> None:
-        self.mcmc.run(self.mcmc.post_warmup_state.rng_key, x=self.x)
-        self.mcmc.post_warmup_state = jax.block_until_ready(self.mcmc.last_state)
+        _, self.state = jax.block_until_ready(self.block(self.state))
 
     def place(self) -> dict[str, np.ndarray]:
         """Where the chain is."""
-        return {name: np.asarray(value) for name, value in self.mcmc.last_state.z.items()}
+        return {name: np.asarray(value) for name, value in self.state.z.items()}

@@ -39,6 +39,7 @@ State = dict[str, Any]
 
 CAPACITY = 1024  # draws of a chain in one call of the compiled loop, at most
 KEPT_BYTES = 2**26  # of which the loop keeps as much
+STATS = ("lp", "energy", "acceptance_rate", "diverging", "n_steps", "step_size")
 CHAIN = "chain"  # before the names of a chain's arrays in a checkpoint
 
 
@@ -166,28 +167,35 @@ class Chains:
             chain, log = self._loop(chain, self.arrays, np.int32(count))
             parts.append(jax.tree.map(lambda a, count=count: np.asarray(a)[:count], log))
             steps -= count
-        return chain, jax.tree.map(lambda *a: np.concatenate(a), *parts)
+        values, packed = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+        return chain, (values, {n: packed[:, i].astype(self._kinds[n]) for i, n in enumerate(STATS)})
 
     def _record(self, chain: Any, arrays: Mapping[str, jax.Array]) -> tuple[dict, dict]:
         """Where a chain is, as the program sees it, and how it came there."""
         values = self.kernel.postprocess_fn((), arrays)(chain.z)
-        stats = {
-            "lp": -chain.potential_energy,
-            "energy": chain.energy,
-            "acceptance_rate": chain.accept_prob,
-            "diverging": chain.diverging,
-            "n_steps": chain.num_steps,
-            "step_size": chain.adapt_state.step_size,
-        }
-        return {name: values[name] for name in self.names}, stats
+        stats = (
+            -chain.potential_energy, chain.energy, chain.accept_prob, chain.diverging, chain.num_steps,
+            chain.adapt_state.step_size,
+        )  # fmt: skip
+        return {name: values[name] for name in self.names}, dict(zip(STATS, stats, strict=True))
 
     @functools.cached_property
     def _recorded(self) -> Callable[..., tuple[dict, dict]]:
         return jax.jit(self._record)
 
+    def _packed(self, chain: Any, arrays: Mapping[str, jax.Array]) -> tuple[dict, jax.Array]:
+        """The same with the statistics as one array: a loop pays for each that it writes to."""
+        values, stats = self._record(chain, arrays)
+        return values, jnp.stack([jnp.asarray(stats[name], jnp.result_type(float)) for name in STATS])
+
     @functools.cached_property
     def _shapes(self) -> Any:
-        return jax.eval_shape(self._record, self._start[0], self.arrays)
+        return jax.eval_shape(self._packed, self._start[0], self.arrays)
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, Any]:
+        with self._scope():
+            return {n: like.dtype for n, like in jax.eval_shape(self._record, self._start[0], self.arrays)[1].items()}
 
     @functools.cached_property
     def _capacity(self) -> int:
@@ -202,7 +210,7 @@ class Chains:
             def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 chain, log = carry
                 chain = self.kernel.sample(chain, (), arrays)
-                return chain, jax.tree.map(lambda a, v: a.at[i].set(v), log, self._record(chain, arrays))
+                return chain, jax.tree.map(lambda a, v: a.at[i].set(v), log, self._packed(chain, arrays))
 
             empty = jax.tree.map(lambda a: jnp.zeros((self._capacity, *a.shape), a.dtype), self._shapes)
             return jax.lax.fori_loop(0, count, body, (chain, empty))
