@@ -19,7 +19,7 @@ def measured(model: str) -> dict[str, float]:
     data = probgen.load_data("digits")
     program = probgen.load(model, data)
     lap("load")
-    from probgen.progress import Progress
+    from probgen.fit.progress import Progress
 
     show = Progress.show
 

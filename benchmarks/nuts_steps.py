@@ -16,10 +16,10 @@ from numpyro.util import fori_collect
 import probgen
 from benchmarks.pairs import rounds
 from probgen.data import as_rows
-from probgen.feed import Feed
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
+from probgen.fit.recipe import Options
 from probgen.numpyro import NUTS
-from probgen.prepare import Preparation
-from probgen.recipe import Options
 
 ENGINE, HAND = "probgen.fit (NUTS)", "NumPyro's NUTS by hand"
 ROWS, COMPONENTS, WARMUP, SEED = 500, 3, 300, 0

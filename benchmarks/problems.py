@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import probgen
-from probgen.feed import Feed
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
 from probgen.fit import Options
-from probgen.prepare import Preparation
 
 LR = 1e-3
 

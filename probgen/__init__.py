@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 # Functions named like their modules are bound here: importing such a module later would hide its function.
 from probgen.calibration import calibration as calibration
+from probgen.components.relabel import relabel as relabel
 from probgen.fit import fit as fit
-from probgen.relabel import relabel as relabel
 
 __version__ = "0.1.0"
 
@@ -22,19 +22,19 @@ _HOMES = {
     "load": "zoo",
     "list_models": "zoo",
     "load_data": "data",
-    "Calibration": "ranks",
+    "Calibration": "calibration.ranks",
     "Data": "data",
-    "Options": "recipe",
+    "Options": "fit.recipe",
     "Run": "run",
     "Program": "program",
     "Player": "program",
     "ProbgenError": "errors",
-    "Binarize": "steps",
-    "Dequantize": "steps",
-    "Flatten": "steps",
-    "Scale": "steps",
-    "Standardize": "steps",
-    "Logit": "steps",
+    "Binarize": "data.steps",
+    "Dequantize": "data.steps",
+    "Flatten": "data.steps",
+    "Scale": "data.steps",
+    "Standardize": "data.steps",
+    "Logit": "data.steps",
     "Linear": "schedules",
     "Cosine": "schedules",
     "Steps": "schedules",
@@ -42,23 +42,23 @@ _HOMES = {
 _MODULES = ("pictures", "pyro", "numpyro")
 
 if TYPE_CHECKING:
+    from probgen.calibration.ranks import Calibration as Calibration
     from probgen.data import Data as Data
     from probgen.data import load_data as load_data
+    from probgen.data.steps import Binarize as Binarize
+    from probgen.data.steps import Dequantize as Dequantize
+    from probgen.data.steps import Flatten as Flatten
+    from probgen.data.steps import Logit as Logit
+    from probgen.data.steps import Scale as Scale
+    from probgen.data.steps import Standardize as Standardize
     from probgen.errors import ProbgenError as ProbgenError
+    from probgen.fit.recipe import Options as Options
     from probgen.program import Player as Player
     from probgen.program import Program as Program
-    from probgen.ranks import Calibration as Calibration
-    from probgen.recipe import Options as Options
     from probgen.run import Run as Run
     from probgen.schedules import Cosine as Cosine
     from probgen.schedules import Linear as Linear
     from probgen.schedules import Steps as Steps
-    from probgen.steps import Binarize as Binarize
-    from probgen.steps import Dequantize as Dequantize
-    from probgen.steps import Flatten as Flatten
-    from probgen.steps import Logit as Logit
-    from probgen.steps import Scale as Scale
-    from probgen.steps import Standardize as Standardize
     from probgen.zoo import list_models as list_models
     from probgen.zoo import load as load
 

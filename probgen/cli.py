@@ -25,9 +25,9 @@ from probgen.schedules import Cosine, Linear, Steps
 from probgen.zoo import list_models, load, options_of
 
 if TYPE_CHECKING:
+    from probgen.check.subject import Verdict
     from probgen.data import Data
     from probgen.run import Run
-    from probgen.subject import Verdict
 
 _RECIPE: dict[str, tuple[Any, str]] = {
     "epochs": (int, "passes over the training rows"),

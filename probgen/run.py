@@ -23,14 +23,14 @@ import numpy as np
 from probgen import zoo
 from probgen.blame import blaming
 from probgen.data import as_rows, load_data
+from probgen.data.prepare import Preparation
+from probgen.data.rows import ArraySpec, Specs
 from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.folder import CONFIG, SOURCE, Folder
-from probgen.prepare import Preparation
+from probgen.folder.weights import load as load_arrays
+from probgen.folder.weights import save as save_arrays
 from probgen.program import Origin, Program, Structure, backend_of, needed
-from probgen.rows import ArraySpec, Specs
-from probgen.weights import load as load_arrays
-from probgen.weights import save as save_arrays
 
 if TYPE_CHECKING:
     from probgen.data import Data
@@ -210,7 +210,7 @@ class Run:
     @cached_property
     def agreed_draws(self) -> tuple[Draws | None, list[str]]:
         """`draws` with the components of a mixture renumbered so that they agree, and sentences that say so."""
-        from probgen.relabel import agreed
+        from probgen.components.relabel import agreed
 
         return (None, []) if self.draws is None else agreed(self.trained, self.draws)
 
@@ -372,7 +372,7 @@ class Run:
 
     def assignments(self, data: Any = None, draws: int = 100, seed: int = 0) -> Any:
         """p(z_n = k | x_n) of every enumerated latent of a row, as an xarray Dataset."""
-        from probgen.assignments import assignments
+        from probgen.components.assignments import assignments
 
         with self._told():
             return assignments(self.trained, self.preparation, self._rows_of(data), draws=draws, seed=seed)
@@ -412,14 +412,14 @@ class Run:
 
     def probability(self, event: Callable[[Mapping[str, np.ndarray]], Any], n: int = 100_000, **options: Any) -> Any:
         """P(event), or P(event | known entries) with `given`, as an `Estimate`; a score makes rare events reachable."""
-        from probgen.probability import probability
+        from probgen.sample.probability import probability
 
         with self._told():
             return probability(self.trained, self.preparation, self.spec, event, n, **options)
 
     def expectation(self, function: Callable[[Mapping[str, np.ndarray]], Any], n: int = 100_000, **options: Any) -> Any:
         """The mean of a function of the draws, as an `Estimate`; `seed`, `given` and `prior` are those of `sample`."""
-        from probgen.probability import expectation
+        from probgen.sample.probability import expectation
 
         with self._told():
             return expectation(self.trained, self.preparation, self.spec, function, n, **options)

@@ -9,14 +9,14 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 from probgen.data import as_rows
-from probgen.feed import Feed
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
 from probgen.fit import Options
 from probgen.numpyro import ELBO, Engine, Trained
 from probgen.numpyro.leaves import collect, named, to_numpy
 from probgen.numpyro.loss import as_loss, as_result
 from probgen.numpyro.scope import precision_scope
 from probgen.numpyro.trace import as_jax, callables
-from probgen.prepare import Preparation
 from probgen.program import Program
 
 

@@ -22,8 +22,17 @@ import probgen
 from probgen import Program
 from probgen.causal import drawing_order, hidden_degrees, known_prefix, permutation
 from probgen.check import judge
+from probgen.check.laws import (
+    law_bounds,
+    law_density,
+    law_gradients,
+    law_runs,
+    law_save_and_open,
+    law_scaling,
+    law_shapes,
+)
+from probgen.check.subject import Subject
 from probgen.errors import ProbgenError
-from probgen.laws import law_bounds, law_density, law_gradients, law_runs, law_save_and_open, law_scaling, law_shapes
 from probgen.numpyro import ELBO as NumPyroELBO
 from probgen.numpyro.distributions import Autoregressive as NumPyroAutoregressive
 from probgen.numpyro.nn import MADE as FlaxMADE
@@ -31,7 +40,6 @@ from probgen.program import backend_of
 from probgen.pyro import ELBO
 from probgen.pyro.distributions import Autoregressive
 from probgen.pyro.nn import MADE
-from probgen.subject import Subject
 
 BITS = 12
 POINTS = np.array(list(itertools.product((0.0, 1.0), repeat=BITS)), np.float32)

@@ -25,8 +25,8 @@ import pytest
 import probgen
 from probgen import ProbgenError, cli
 from probgen.folder import Folder
-from probgen.weights import load as load_weights
-from probgen.weights import save as save_weights
+from probgen.folder.weights import load as load_weights
+from probgen.folder.weights import save as save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PPLS = ("pyro", "numpyro")

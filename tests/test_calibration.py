@@ -12,11 +12,12 @@ from linear_run import Unchanged
 from scipy import stats
 
 import probgen
-from probgen import cli, pictures, ranks
+from probgen import cli, pictures
+from probgen.calibration import ranks
+from probgen.calibration.ranks import Calibration, in_words
 from probgen.data import load_data
 from probgen.errors import ProbgenError
 from probgen.program import Program
-from probgen.ranks import Calibration, in_words
 
 W = np.array([[1.0, 0.9], [0.8, 1.1], [0.2, -0.3]], np.float32)
 SD = 0.7
@@ -331,7 +332,7 @@ MODEL = """
 import pyro, torch
 import pyro.distributions as dist
 from probgen.program import Program
-from probgen.ranks import Calibration, in_words
+from probgen.calibration.ranks import Calibration, in_words
 
 def program(spec, narrow: float = 1.0) -> Program:
     def model(x):

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from probgen import laws
-from probgen.check import check, judge
-from probgen.densities import _grid
+from probgen.check import check, judge, laws
+from probgen.check.densities import _grid
+from probgen.check.subject import Subject
 from probgen.program import Program
-from probgen.subject import Subject
 
 ROWS = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
 

@@ -21,9 +21,9 @@ from scipy import special, stats
 import probgen
 from probgen import ProbgenError
 from probgen.data import as_rows
-from probgen.feed import Feed
-from probgen.prepare import Preparation
-from probgen.recipe import Options
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
+from probgen.fit.recipe import Options
 
 BACKENDS = ("pyro", "numpyro")
 

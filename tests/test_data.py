@@ -12,8 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from probgen import tables
-from probgen.data import ArraySpec, Rows, as_rows, load_data, split
+from probgen.data import ArraySpec, Rows, as_rows, load_data, split, tables
 from probgen.errors import ProbgenError
 
 X = np.random.default_rng(0).normal(size=(50, 3))

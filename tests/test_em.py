@@ -19,10 +19,10 @@ from sklearn.mixture import GaussianMixture
 import probgen
 from probgen import ProbgenError, Program
 from probgen.data import as_rows
-from probgen.feed import Feed
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
 from probgen.fit import Options
 from probgen.parsing import called
-from probgen.prepare import Preparation
 from probgen.pyro import ELBO, EM
 
 PARALLEL = {"enumerate": "parallel"}
@@ -349,7 +349,7 @@ def test_a_parameter_without_a_closed_form_is_named_and_never_lowers_the_likelih
 
 def test_a_closed_form_whose_gradient_does_not_vanish_is_found_out(monkeypatch):
     """A wrong closed form is named once, and gradient steps take its place."""
-    from probgen import exponential
+    from probgen.em import exponential
 
     wrong = exponential.Poisson()
     monkeypatch.setattr(wrong, "value", lambda ops, target, ratio: 1.5 * ratio, raising=False)

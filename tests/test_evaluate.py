@@ -8,12 +8,12 @@ from linear_gaussian import LinearGaussian, NormalMean
 
 from probgen import chunks
 from probgen.data import as_rows, load_data
+from probgen.data.prepare import Preparation, Standardize
 from probgen.errors import ProbgenError
 from probgen.evaluate import evaluate
 from probgen.evaluate.khat import equal_weights, summarise_k_hat
 from probgen.evaluate.latents import Spread
 from probgen.evaluate.likelihood import effective_sample_size, log_mean_weight, monte_carlo_variance
-from probgen.prepare import Preparation, Standardize
 
 
 def setting(trained, n=200, prepare=None, scale=1.0, seed=1):

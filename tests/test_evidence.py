@@ -151,7 +151,7 @@ def test_a_component_that_other_latents_depend_on_is_drawn(backend):
 
 
 def test_raw_units_and_given_arrays(backend):
-    from probgen.steps import Standardize
+    from probgen.data.steps import Standardize
 
     twin = LinearGaussian(classes=2, D=2, Z=1, s=1.0)
     y = np.arange(30) % 2
@@ -183,7 +183,7 @@ def test_refused():
     twin = LinearGaussian(kind="implicit")
     x = twin.generate(20, 1)[1]
     from probgen.data import load_data
-    from probgen.prepare import Preparation
+    from probgen.data.prepare import Preparation
 
     data = load_data({"x": x})
     preparation = Preparation.of({}, data)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probgen.data import load_data
+from probgen.data.feed import Feed, evaluation_batches
+from probgen.data.prepare import Binarize, Dequantize, Logit, Preparation, Scale
 from probgen.errors import ProbgenError
-from probgen.feed import Feed, evaluation_batches
-from probgen.prepare import Binarize, Dequantize, Logit, Preparation, Scale
 
 DATA = load_data("digits")
 FIXED = Preparation.of({"x": Binarize()}, DATA)

@@ -21,10 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probgen import plain, store
 from probgen.errors import ProbgenError
-from probgen.folder import Folder
-from probgen.manifest import Manifest, check_name
+from probgen.folder import Folder, plain, store
+from probgen.folder.manifest import Manifest, check_name
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "weights.safetensors"

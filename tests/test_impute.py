@@ -13,8 +13,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from probgen.data import load_data
+from probgen.data.prepare import Binarize, Dequantize, Logit, Preparation, Scale, Standardize
 from probgen.errors import ProbgenError
-from probgen.prepare import Binarize, Dequantize, Logit, Preparation, Scale, Standardize
 from probgen.sample import sample
 
 N = 20_000

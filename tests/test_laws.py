@@ -7,10 +7,10 @@ import pytest
 
 import probgen
 from probgen.check import judge
-from probgen.laws import LAWS, law_compiled
-from probgen.prepare import Preparation
+from probgen.check.laws import LAWS, law_compiled
+from probgen.check.subject import Subject
+from probgen.data.prepare import Preparation
 from probgen.program import backend_of
-from probgen.subject import Subject
 
 FILES = {model.name: model for model in probgen.list_models()}
 TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]

@@ -19,13 +19,13 @@ from sklearn.neighbors import KernelDensity
 
 import probgen
 from probgen import cli
-from probgen.feed import evaluation_batches
-from probgen.prepare import Preparation
+from probgen.check.subject import Subject
+from probgen.data.feed import evaluation_batches
+from probgen.data.prepare import Preparation
 from probgen.program import backend_of
 from probgen.pyro import EM
 from probgen.pyro.distributions import WishartCholesky
 from probgen.schedules import Cosine
-from probgen.subject import Subject
 from probgen.zoo import options_of
 
 KINDS = ("full", "tied", "diagonal", "spherical")

@@ -342,8 +342,8 @@ def test_local_latents(backend, tmp_path):
 
 def test_restored_goes_on_bit_for_bit(backend):
     """Stopped in the warm-up and after it, and restored in another engine."""
-    from probgen.feed import Feed
-    from probgen.prepare import Preparation
+    from probgen.data.feed import Feed
+    from probgen.data.prepare import Preparation
 
     data = probgen.load_data(data_of(N))
     program = Program(conjugate(PPL[backend]), by=PPL[backend].home.NUTS(**SHORT))

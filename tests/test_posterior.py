@@ -7,9 +7,9 @@ from linear_gaussian import LinearGaussian, NormalMean
 
 from probgen import chunks
 from probgen.data import as_rows, load_data
+from probgen.data.prepare import Preparation, Standardize
 from probgen.errors import ProbgenError
 from probgen.posterior import loo, posterior
-from probgen.prepare import Preparation, Standardize
 from probgen.program import Site, Structure
 
 LABELLED = np.arange(300) % 3

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn_arrays
 
 from probgen.data import load_data
+from probgen.data.prepare import Binarize, Dequantize, Logit, Preparation, Scale, Standardize
 from probgen.errors import ProbgenError
-from probgen.prepare import Binarize, Dequantize, Logit, Preparation, Scale, Standardize
 from probgen.program import Program
 
 RNG = np.random.default_rng(0)

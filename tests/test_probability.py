@@ -12,11 +12,11 @@ from linear_gaussian import LinearGaussian
 from scipy import optimize, stats
 from test_impute import conditional, setting
 
-from probgen import impute
 from probgen.data import load_data
+from probgen.data.prepare import Preparation, Scale
 from probgen.errors import ProbgenError
-from probgen.prepare import Preparation, Scale
-from probgen.probability import Estimate, expectation, probability
+from probgen.sample import impute
+from probgen.sample.probability import Estimate, expectation, probability
 
 A = np.array([1.0, -0.5, 0.3, 0.8])  # the event: A · x > c
 MEANS, SDS = MU @ A, np.sqrt([A @ L @ L.T @ A for L in TRIL])

@@ -19,9 +19,9 @@ from pyro.infer import (
 
 import probgen
 from probgen.data import load_data
-from probgen.feed import Feed
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
 from probgen.fit import Options
-from probgen.prepare import Preparation
 from probgen.program import Player
 from probgen.pyro import ELBO, IWAE, Engine, Loss
 from probgen.pyro.device import seed_step

@@ -15,10 +15,10 @@ from scipy import stats
 
 import probgen
 from probgen import Program
+from probgen.data.feed import Feed
+from probgen.data.prepare import Preparation
 from probgen.errors import ProbgenError
-from probgen.feed import Feed
 from probgen.fit import Options
-from probgen.prepare import Preparation
 from probgen.pyro import ELBO, IWAE, Engine, Trained
 from probgen.pyro.trace import callables
 from probgen.schedules import Cosine

@@ -7,10 +7,10 @@ from scipy import stats
 import probgen
 from probgen import pictures
 from probgen.components import component_axes, renumbered, state_sites
+from probgen.components.relabel import agreed, agreeing, agreement, relabel
 from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.program import Program
-from probgen.relabel import agreed, agreeing, agreement, relabel
 
 K, D = 3, 2
 SHARES = np.array([0.5, 0.3, 0.2], np.float32)

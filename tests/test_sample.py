@@ -6,8 +6,8 @@ from linear_gaussian import LinearGaussian, NormalMean
 
 from probgen import chunks
 from probgen.data import load_data
+from probgen.data.prepare import Preparation, Scale, Standardize
 from probgen.errors import ProbgenError
-from probgen.prepare import Preparation, Scale, Standardize
 from probgen.program import Plate, Site, Structure
 from probgen.sample import sample
 from probgen.sites import arrays_of, numbered, stack_numbered

@@ -6,9 +6,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from probgen.factors import Factor, latex
 from probgen.program import Plate, Program, Site, Structure
 from probgen.show import Description, show
+from probgen.show.factors import Factor, latex
 
 DATA = Plate("data", 64, -1, data=True)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from probgen.data import load_data
-from probgen.toys import TOYS
+from probgen.data.toys import TOYS
 
 BOX = {  # holds all but ~1e-9 of the mass
     "ring": (-1.1, 1.1),

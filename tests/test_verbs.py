@@ -6,9 +6,9 @@ from linear_gaussian import LinearGaussian, NormalMean
 from scipy.stats import multivariate_normal
 
 from probgen.data import load_data
+from probgen.data.prepare import Preparation, Standardize
 from probgen.evaluate import evaluate
 from probgen.posterior import loo, posterior
-from probgen.prepare import Preparation, Standardize
 from probgen.program import Program
 from probgen.sample import sample
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from probgen.chunks import particles, seed_at
+from probgen.components.relabel import agreed
+from probgen.data.feed import evaluation_batches
 from probgen.draws import gives_density
 from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch
@@ -21,8 +23,6 @@ from probgen.evaluate.likelihood import Likelihood
 from probgen.evaluate.predictive import NO_GUIDE, Predictive, no_density
 from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
-from probgen.feed import evaluation_batches
-from probgen.relabel import agreed
 from probgen.sites import arrays_of
 from probgen.supports import refuse_outside
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from probgen.chunks import particles, seed_at
+from probgen.data.feed import evaluation_batches
 from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch
-from probgen.feed import evaluation_batches
 from probgen.program import Structure
 from probgen.summary import with_error
 from probgen.supports import refuse_outside

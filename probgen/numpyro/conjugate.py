@@ -1,4 +1,4 @@
-"""Coordinate-ascent variational Bayes on a conjugate NumPyro program: what `probgen.variational` asks of the backend."""
+"""Coordinate-ascent variational Bayes on a conjugate NumPyro program: what `probgen.conjugate.variational` asks of the backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpyro
 from numpyro.handlers import seed, substitute, trace
 
-from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
+from probgen.conjugate.conjugacy import Seen, View, arguments_of, family_name, in_full
 from probgen.numpyro.leaves import (
     QUICK,
     collect,

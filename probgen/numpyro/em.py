@@ -1,4 +1,4 @@
-"""Expectation-maximisation on NumPyro programs: the operators and the runs that `probgen.em` asks for."""
+"""Expectation-maximisation on NumPyro programs: the operators and the runs that `probgen.em.settings` asks for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import numpyro
 from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 
-from probgen.em import Settings
-from probgen.em_engine import Engine
+from probgen.conjugate.variational import CoordinateAscent
+from probgen.em.engine import Engine
+from probgen.em.exponential import family_of
+from probgen.em.settings import Settings
+from probgen.em.states import refuse_latents
 from probgen.errors import ProbgenError
-from probgen.exponential import family_of
 from probgen.numpyro.conjugate import Runs
 from probgen.numpyro.leaves import QUICK, collect, named, prepared, to_numpy, touched
 from probgen.numpyro.loss import Loss
@@ -28,14 +30,12 @@ from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
 from probgen.program import Program, rows_of
-from probgen.states import refuse_latents
-from probgen.variational import CoordinateAscent
 
 PIECE = 8192  # rows of one run that looks at the data
 
 
 class EM(Settings, Loss):
-    """Expectation-maximisation on a NumPyro program: what `probgen.em.Settings` says."""
+    """Expectation-maximisation on a NumPyro program: what `probgen.em.settings.Settings` says."""
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""

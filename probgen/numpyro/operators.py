@@ -1,4 +1,4 @@
-"""The operators of EM in JAX: what `probgen.exponential`, `expectation` and `maximisation` are written with."""
+"""The operators of EM in JAX: what `probgen.em.exponential`, `expectation` and `maximisation` are written with."""
 
 from __future__ import annotations
 

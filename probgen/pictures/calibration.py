@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgen.calibration.ranks import band, ecdf, inside
 from probgen.pictures.canvas import BLUE, INK, MUTED, ORANGE, SHADE, axes, entitle, plain
-from probgen.ranks import band, ecdf, inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

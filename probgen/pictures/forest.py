@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probgen.components import state_sites
+from probgen.components.relabel import agreeing
 from probgen.errors import ProbgenError
 from probgen.pictures.canvas import BLUE, MUTED, axes, plain, plot
-from probgen.relabel import agreeing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

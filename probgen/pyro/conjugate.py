@@ -1,4 +1,4 @@
-"""Coordinate-ascent variational Bayes on a conjugate Pyro program: what `probgen.variational` asks of the backend."""
+"""Coordinate-ascent variational Bayes on a conjugate Pyro program: what `probgen.conjugate.variational` asks of the backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from probgen.conjugacy import Seen, View, arguments_of, family_name, in_full
+from probgen.conjugate.conjugacy import Seen, View, arguments_of, family_name, in_full
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values

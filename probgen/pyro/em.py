@@ -1,4 +1,4 @@
-"""Expectation-maximisation on Pyro programs: the operators and the runs that `probgen.em` asks for."""
+"""Expectation-maximisation on Pyro programs: the operators and the runs that `probgen.em.settings` asks for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import transform_to
 
-from probgen.em import Settings
-from probgen.em_engine import Engine
+from probgen.conjugate.variational import CoordinateAscent
+from probgen.em.engine import Engine
+from probgen.em.exponential import family_of
+from probgen.em.settings import Settings
 from probgen.errors import ProbgenError
-from probgen.exponential import family_of
 from probgen.program import Program, rows_of
 from probgen.pyro.conjugate import Runs
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
@@ -28,11 +29,10 @@ from probgen.pyro.loss import Loss
 from probgen.pyro.operators import Operators
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, structure_of, tensors, unwrapped, whole_plates
-from probgen.variational import CoordinateAscent
 
 
 class EM(Settings, Loss):
-    """Expectation-maximisation on a Pyro program: what `probgen.em.Settings` says."""
+    """Expectation-maximisation on a Pyro program: what `probgen.em.settings.Settings` says."""
 
     def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
         """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
