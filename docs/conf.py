@@ -1,6 +1,7 @@
 """How the documentation is built: `make docs`. Notebooks are executed, and a warning is an error."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -57,3 +58,12 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0a6fae", "color-brand-content": "#0a6fae"},
     "dark_css_variables": {"color-brand-primary": "#6cb6e8", "color-brand-content": "#6cb6e8"},
 }
+
+
+def shapes_as_written(app, what, name, obj, options, lines):
+    """A star in a shape, [*batch_shape, D], begins no emphasis."""
+    lines[:] = [re.sub(r"\[[^]`]*\]", lambda shape: shape[0].replace("*", r"\*"), line) for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", shapes_as_written)
