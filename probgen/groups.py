@@ -14,7 +14,7 @@ from probgen.sites import stack_numbered
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from probgen.draws import Draws
+    from probgen.nuts.draws import Draws
     from probgen.program import Site, Structure
 
 GLOBAL = {"log_ratio_global", "lp"}  # of which one is known where LOO is valid: of a guide, or of NUTS

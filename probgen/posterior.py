@@ -18,9 +18,9 @@ import numpy as np
 from probgen import groups
 from probgen.chunks import numbers_of, particles, pieces, seed_at
 from probgen.data.feed import evaluation_batches
-from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.evaluate.likelihood import log_mean_weight
+from probgen.nuts.draws import Draws
 from probgen.program import Structure, rows_of
 from probgen.sample import to_data_units
 from probgen.sites import arrays_of, numbered, stack_numbered

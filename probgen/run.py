@@ -25,11 +25,11 @@ from probgen.blame import blaming
 from probgen.data import as_rows, load_data
 from probgen.data.prepare import Preparation
 from probgen.data.rows import ArraySpec, Specs
-from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.folder import CONFIG, SOURCE, Folder
 from probgen.folder.weights import load as load_arrays
 from probgen.folder.weights import save as save_arrays
+from probgen.nuts.draws import Draws
 from probgen.program import Origin, Program, Structure, backend_of, needed
 
 if TYPE_CHECKING:

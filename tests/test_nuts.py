@@ -22,7 +22,7 @@ import probgen
 from probgen import ProbgenError, Program
 from probgen import numpyro as on_numpyro
 from probgen import pyro as on_pyro
-from probgen.draws import Draws
+from probgen.nuts.draws import Draws
 from probgen.posterior import loo
 
 N = 30

@@ -8,8 +8,8 @@ import probgen
 from probgen import pictures
 from probgen.components import component_axes, renumbered, state_sites
 from probgen.components.relabel import agreed, agreeing, agreement, relabel
-from probgen.draws import Draws
 from probgen.errors import ProbgenError
+from probgen.nuts.draws import Draws
 from probgen.program import Program
 
 K, D = 3, 2

@@ -189,7 +189,7 @@ def _refitted(
     source: _Source, simulations: int, draws: int, rows: int, progress: bool
 ) -> Iterator[tuple[Draws, Draws]]:
     """One truth [1, ...] and its posterior draws [L, 1, ...] at a time: of global latents, and of the first row's."""
-    from probgen.draws import latent_draws
+    from probgen.nuts.draws import latent_draws
 
     structure, components = source.run.trained.structure, _components(source, rows)
     for i in range(simulations):

@@ -15,8 +15,8 @@ from probgen.chunks import seed_at
 from probgen.components import sites_of, state_sites
 from probgen.components.relabel import orders, probabilities
 from probgen.data.feed import evaluation_batches
-from probgen.draws import latent_draws
 from probgen.errors import ProbgenError
+from probgen.nuts.draws import latent_draws
 from probgen.supports import refuse_outside
 
 if TYPE_CHECKING:

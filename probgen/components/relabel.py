@@ -25,7 +25,7 @@ from probgen.groups import RESERVED
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from probgen.draws import Draws
+    from probgen.nuts.draws import Draws
 
 ROUNDS = 50
 LEAST = 1e-6  # of a probability in a logarithm: one datum alone does not decide

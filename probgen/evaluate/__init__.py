@@ -15,7 +15,6 @@ import numpy as np
 from probgen.chunks import particles, seed_at
 from probgen.components.relabel import agreed
 from probgen.data.feed import evaluation_batches
-from probgen.draws import gives_density
 from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch
 from probgen.evaluate.latents import ActiveUnits
@@ -23,6 +22,7 @@ from probgen.evaluate.likelihood import Likelihood
 from probgen.evaluate.predictive import NO_GUIDE, Predictive, no_density
 from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
+from probgen.nuts.draws import gives_density
 from probgen.sites import arrays_of
 from probgen.supports import refuse_outside
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from probgen import draws as chains
 from probgen.evaluate.batch import Batch, mean_and_error
 from probgen.evaluate.likelihood import per_dimension, undefined
+from probgen.nuts import draws as chains
 from probgen.program import Structure
 
 NO_GUIDE = "elbo, term/<site> and k_hat are not defined: NUTS draws from the posterior itself, without a guide"

@@ -21,12 +21,12 @@ from probgen.blame import blaming
 from probgen.data import Data, load_data
 from probgen.data.feed import Feed, evaluation_batches
 from probgen.data.prepare import Preparation
-from probgen.draws import Draws
 from probgen.errors import ProbgenError
 from probgen.fit.interrupts import Interrupts
 from probgen.fit.progress import Progress
 from probgen.fit.recipe import SILENT, Options, resolved
 from probgen.folder import Folder
+from probgen.nuts.draws import Draws
 from probgen.program import Program, backend_of
 from probgen.run import POSTERIOR, Run, described, loss_text, write_description
 from probgen.schedules import Schedule

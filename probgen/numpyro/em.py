@@ -17,6 +17,7 @@ from numpyro.handlers import seed, substitute, trace
 from probgen.conjugate.variational import CoordinateAscent
 from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
+from probgen.em.observed import observed
 from probgen.em.settings import Settings
 from probgen.em.states import refuse_latents
 from probgen.errors import ProbgenError
@@ -29,9 +30,7 @@ from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
-from probgen.program import Program, rows_of
-
-PIECE = 8192  # rows of one run that looks at the data
+from probgen.program import Program
 
 
 class EM(Settings, Loss):
@@ -196,19 +195,11 @@ class Host:
 
     def values(self, arrays: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], names: Any) -> dict[str, Any]:
         """The data that sites observe, [N, E, *event]; `held` are values of the latents for one row."""
-        rows, found = rows_of(arrays), {}
-        for name in names:
-            if name in self._observes:
-                array, shape = self._observes[name]
-                found[name] = np.asarray(arrays[array]).reshape(rows, *shape)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name not in found}
-        for start in range(0, rows, PIECE) if parts else ():
-            piece = {name: array[start : start + PIECE] for name, array in arrays.items()}
-            own = {name: np.repeat(value, rows_of(piece), 0) for name, value in held.items()}
-            sites = self._trace(self.start, self.arrays(piece), own)
-            for name, kept in parts.items():
-                kept.append(np.asarray(_elements(sites[name], self._axis(sites[name]))))
-        return {**found, **{name: np.concatenate(kept) for name, kept in parts.items()}}
+        return observed(arrays, held, names, self._observes, self._seen)
+
+    def _seen(self, arrays: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], names: Any) -> dict[str, Any]:
+        sites = self._trace(self.start, self.arrays(arrays), held)
+        return {name: np.asarray(_elements(sites[name], self._axis(sites[name]))) for name in names}
 
     def arguments(
         self,

@@ -8,7 +8,7 @@ on from a checkpoint bit for bit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +22,6 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import NUTS as Kernel
 from numpyro.infer import init_to_uniform
 
-from probgen import draws as core
-from probgen.draws import Draws, Sampling
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.leaves import collect, from_numpy, named, own_containers, to_numpy
@@ -33,9 +31,18 @@ from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import inspect, structure_of
 from probgen.numpyro.trace import as_jax, bound
 from probgen.numpyro.trained import Trained, point_masses
+from probgen.nuts.chains import (
+    NOWHERE,
+    Sampling,
+    State,
+    Watched,
+    metrics,
+    refuse_minibatches,
+    refuse_subsampling,
+    refuse_undrawable,
+)
+from probgen.nuts.draws import Draws, drawn, first_rows, fitting, refuse_other_rows, tree_depth
 from probgen.program import Program, Structure, rows_of
-
-State = dict[str, Any]
 
 CAPACITY = 1024  # draws of a chain in one call of the compiled loop, at most
 KEPT_BYTES = 2**26  # of which the loop keeps as much
@@ -43,18 +50,17 @@ STATS = ("lp", "energy", "acceptance_rate", "diverging", "n_steps", "step_size")
 CHAIN = "chain"  # before the names of a chain's arrays in a checkpoint
 
 
-class Chains:
+class Chains(Watched):
     """Runs the chains of `NUTS` over the rows of a feed; all arrays in and out are NumPy's.
 
     A state holds the chains, the number of steps taken, and the draws so far in pieces.
     """
 
-    compiled, note, batches_per_step = True, None, 1
-    counts = ("divergences",)
+    compiled, note = True, None
 
     def __init__(self, program: Program, by: NUTS, feed: Any, options: Any) -> None:
         self.by, self.options, self.rows = by, options, feed.rows
-        core.refuse_minibatches(feed.batch_size, feed.rows)
+        refuse_minibatches(feed.batch_size, feed.rows)
         self._device = device_of(options.device)
         self.device = f"{self._device.platform}:{self._device.id}" if self._device.platform != "cpu" else "cpu"
         self.program, self._modules = replace(program, guide=None), modules_of(program.model)
@@ -64,8 +70,8 @@ class Chains:
             leaves = collect(self.program, self.arrays, options.seed)
             self.buffers = leaves.buffers
             structure = structure_of(self.program, self.arrays, self.buffers, self.rows)
-            core.refuse_undrawable(structure, list(leaves.params))
-            self.names = core.drawn(structure)
+            refuse_undrawable(structure, list(leaves.params))
+            self.names = drawn(structure)
             self.model = bound(program.model)
             if self.buffers:
                 self.model = substitute(self.model, data=own_containers(self.buffers))
@@ -89,7 +95,7 @@ class Chains:
         for name, site in found.items():
             if site["type"] == "plate":
                 size, subsample = site["args"]
-                core.refuse_subsampling(name, size, size if subsample is None else subsample)
+                refuse_subsampling(name, size, size if subsample is None else subsample)
         return Draws({name: to_numpy(found[name]["value"])[None, None] for name in self.names}, {})
 
     # -- the state ------------------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ class Chains:
                 chains = tuple(self.kernel.init(key, self.by.warmup, None, (), self.arrays) for key in keys)
                 return jax.device_put(chains, self._device)  # as the loop returns them, so that it is compiled once
             except RuntimeError as error:
-                raise ProbgenError(core.NOWHERE) from error
+                raise ProbgenError(NOWHERE) from error
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         """The draws so far, or where the chains are while they warm up; and the buffers that the program carries."""
@@ -149,15 +155,12 @@ class Chains:
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def advance(self, state: State, first: int, last: int) -> tuple[State, dict[str, np.ndarray]]:
-        """Draws `first` to `last` − 1 of all chains, those of the warm-up included; curves as `core.metrics` says."""
+        """Draws `first` to `last` − 1 of all chains, those of the warm-up included; curves as `metrics` says."""
         with self._scope():
             moved = [self._moved(chain, last - first) for chain in state["chains"]]
         piece = _stacked([records for _, records in moved], last - first)
-        kept = piece.after(max(0, self.by.warmup - first))
-        pieces = (*state["pieces"], kept) if kept.length else state["pieces"]
-        return {"chains": tuple(chain for chain, _ in moved), "step": last, "pieces": pieces}, core.metrics(
-            piece.stats, self.rows
-        )
+        chains, pieces = tuple(chain for chain, _ in moved), self.kept(state, piece, first)
+        return {"chains": chains, "step": last, "pieces": pieces}, metrics(piece.stats, self.rows)
 
     def _moved(self, chain: Any, steps: int) -> tuple[Any, dict]:
         """A chain so many steps on, and what was recorded on the way, [steps, ...]."""
@@ -219,28 +222,9 @@ class Chains:
 
     # -- looking at it --------------------------------------------------------------------------------------------
 
-    @property
-    def validates(self) -> bool:
-        """Whether rows that were held out have a density given the draws."""
-        return core.gives_density(self.structure)
-
-    def loss_on(self, state: State, batches: Iterable[Any], seed: int = 0) -> float:
-        """−log posterior predictive density per datum of held-out rows, under at most `core.VALIDATION` draws so far.
-
-        Where that is not known, −log joint per datum of the training rows at the chains' places.
-        """
-        draws = Draws.of(self.weights(state))
-        if not self.validates:
-            return float(core.metrics(draws.after(draws.length - 1).stats, self.rows)["loss"][0])
-        return core.predictive_loss(self.view, draws, batches, seed)
-
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that lie outside the support of the site that observes them."""
         Trained.refuse_outside(self.view, arrays)
-
-    def diagnose(self, state: State, step: int) -> str:
-        """What a log joint that is not finite means."""
-        return core.not_finite(step)
 
 
 class DrawnProgram(Trained):
@@ -249,12 +233,12 @@ class DrawnProgram(Trained):
     def __init__(self, program: Program, weights: Mapping[str, np.ndarray], arrays: Any, **options: Any) -> None:
         program = replace(program, guide=None)
         structure = inspect(program, arrays, options["rows"], options.get("seed", 0))
-        self.draws = core.fitting(Draws.of(weights), structure)
+        self.draws = fitting(Draws.of(weights), structure)
         super().__init__(replace(program, guide=_guide(self.draws, structure)), weights, arrays, **options)
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows outside the support of their site, and others than local latents were drawn for."""
-        core.refuse_other_rows(self.structure, self.arrays, arrays)
+        refuse_other_rows(self.structure, self.arrays, arrays)
         super().refuse_outside(arrays)
 
     def given(
@@ -285,7 +269,7 @@ def _guide(draws: Draws, structure: Structure) -> Callable[..., None]:
         place = jax.random.randint(numpyro.prng_key(), (), 0, number)
         for name, values in flat.items():
             site = structure.model[name]
-            value = core.first_rows(jnp.asarray(values)[place], site, rows)
+            value = first_rows(jnp.asarray(values)[place], site, rows)
             with ExitStack() as plates:
                 for plate in site.plates:
                     size = rows if plate.data else plate.size
@@ -301,7 +285,7 @@ def _stacked(records: list[tuple[dict, dict]], steps: int | None) -> Draws:
     values, stats = jax.tree.map(
         lambda *a: np.stack([np.asarray(v)[None] if one else np.asarray(v) for v in a]), *records
     )
-    depth = core.tree_depth(stats["n_steps"])
+    depth = tree_depth(stats["n_steps"])
     return Draws(values, {**stats, "n_steps": stats["n_steps"].astype(np.int32), "tree_depth": depth})
 
 

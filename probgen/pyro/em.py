@@ -19,6 +19,7 @@ from torch.distributions import transform_to
 from probgen.conjugate.variational import CoordinateAscent
 from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
+from probgen.em.observed import observed
 from probgen.em.settings import Settings
 from probgen.errors import ProbgenError
 from probgen.program import Program, rows_of
@@ -41,9 +42,6 @@ class EM(Settings, Loss):
             if self.variational or runs.structure.has_global_latents:
                 return CoordinateAscent(runs, self, feed, options)
         return Engine(Host(program, feed, options), self, feed, options)
-
-
-PIECE = 8192  # rows of one run that looks at the data
 
 
 class Host:
@@ -203,19 +201,11 @@ class Host:
 
     def values(self, arrays: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], names: Any) -> dict[str, Any]:
         """The data that sites observe, [N, E, *event]; `held` are values of the latents for one row."""
-        rows, found = rows_of(arrays), {}
-        for name in names:
-            if name in self._observes:
-                array, shape = self._observes[name]
-                found[name] = np.asarray(arrays[array]).reshape(rows, *shape)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name not in found}
-        for start in range(0, rows, PIECE) if parts else ():
-            piece = {name: array[start : start + PIECE] for name, array in arrays.items()}
-            own = {name: np.repeat(value, rows_of(piece), 0) for name, value in held.items()}
-            nodes = self._trace(self.start, self.arrays(piece), own).nodes
-            for name, kept in parts.items():
-                kept.append(self.numpy(_elements(nodes[name], nodes[name]["value"], self._axis(nodes[name]))))
-        return {**found, **{name: np.concatenate(kept) for name, kept in parts.items()}}
+        return observed(arrays, held, names, self._observes, self._seen)
+
+    def _seen(self, arrays: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], names: Any) -> dict[str, Any]:
+        nodes = self._trace(self.start, self.arrays(arrays), held).nodes
+        return {n: self.numpy(_elements(nodes[n], nodes[n]["value"], self._axis(nodes[n]))) for n in names}
 
     def arguments(
         self,

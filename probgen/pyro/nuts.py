@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,19 @@ from pyro.infer import NUTS as Sampler
 from pyro.infer import infer_discrete
 from torch import Tensor
 
-from probgen import draws as core
 from probgen.chunks import seed_at
-from probgen.draws import Draws, Sampling
 from probgen.errors import ProbgenError
+from probgen.nuts.chains import (
+    NOWHERE,
+    Sampling,
+    State,
+    Watched,
+    metrics,
+    refuse_minibatches,
+    refuse_subsampling,
+    refuse_undrawable,
+)
+from probgen.nuts.draws import Draws, drawn, first_rows, fitting, refuse_other_rows, tree_depth
 from probgen.program import Program, Structure, rows_of
 from probgen.pyro.device import generators_restored, numbers, resolve_device, resolve_precision, seed_step
 from probgen.pyro.leaves import leaves_of, start_values
@@ -33,7 +42,6 @@ from probgen.pyro.trace import bound, forked, structure_of, tensors
 from probgen.pyro.trained import Trained, drawn_whole, inspect
 from probgen.pyro.weights import datum_terms, drawn_traces
 
-State = dict[str, Any]
 STEP = "step"
 
 
@@ -89,19 +97,18 @@ class Chain:
         }
 
 
-class Chains:
+class Chains(Watched):
     """Runs the chains of `NUTS` over the rows of a feed; all arrays in and out are NumPy's.
 
     A state holds the number of steps taken, where the chains are, and the draws so far in pieces; the chains
     themselves live here, and are begun again where a state is not the one they are in.
     """
 
-    compiled, batches_per_step = False, 1
-    counts = ("divergences",)
+    compiled = False
 
     def __init__(self, program: Program, by: NUTS, feed: Any, options: Any) -> None:
         self.by, self.options, self.rows = by, options, feed.rows
-        core.refuse_minibatches(feed.batch_size, feed.rows)
+        refuse_minibatches(feed.batch_size, feed.rows)
         self.device, (self.dtype, autocast) = resolve_device(options.device), resolve_precision(options.precision)
         if autocast:
             raise ProbgenError('NUTS follows gradients far, which bfloat16 cannot: use precision "32" or "64"')
@@ -114,8 +121,8 @@ class Chains:
         self.buffers = start_values(self.leaves, self.dtype, self.device)
         with self._running():
             structure = structure_of(self.program, self.arrays, self.rows, options.seed)
-            core.refuse_undrawable(structure, list(self.leaves.params))
-            self.names = core.drawn(structure)
+            refuse_undrawable(structure, list(self.leaves.params))
+            self.names = drawn(structure)
             somewhere = self._somewhere()
         self.view = DrawnProgram(self.program, self._named(somewhere), arrays, rows=self.rows, **self._numbers())
         self.structure = self.view.structure
@@ -138,7 +145,7 @@ class Chains:
             trace = poutine.trace(self.model).get_trace(**self.arrays)
         for site in trace.nodes.values():
             for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
-                core.refuse_subsampling(frame.name, frame.full_size or frame.size, frame.size)
+                refuse_subsampling(frame.name, frame.full_size or frame.size, frame.size)
         return Draws({name: _array(trace.nodes[name]["value"])[None, None] for name in self.names}, {})
 
     def _begin(self) -> None:
@@ -155,7 +162,7 @@ class Chains:
                 except ValueError as error:
                     if "initial params" not in str(error):
                         raise
-                    raise ProbgenError(core.NOWHERE) from error
+                    raise ProbgenError(NOWHERE) from error
 
     def _recorded(self) -> Draws:
         return _stacked([[chain.record()] for chain in self._chains])
@@ -181,23 +188,20 @@ class Chains:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> State:
         """The state that `export` wrote."""
         step = int(arrays[STEP])
-        draws = core.fitting(Draws.of(arrays), self.structure)
+        draws = fitting(Draws.of(arrays), self.structure)
         return {STEP: step, "place": draws.after(draws.length - 1), "pieces": (draws,) if step > self.by.warmup else ()}
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def advance(self, state: State, first: int, last: int) -> tuple[State, dict[str, np.ndarray]]:
-        """Draws `first` to `last` − 1 of all chains, those of the warm-up included; curves as `core.metrics` says."""
+        """Draws `first` to `last` − 1 of all chains, those of the warm-up included; curves as `metrics` says."""
         self._go_to(first)
         self._at = -1  # an interrupted move leaves the chains nowhere
         with self._running():
             records = [[self._moved(chain) for _ in range(first, last)] for chain in self._chains]
         self._at, piece = last, _stacked(records)
-        kept = piece.after(max(0, self.by.warmup - first))
-        pieces = (*state["pieces"], kept) if kept.length else state["pieces"]
-        return {STEP: last, "place": piece.after(piece.length - 1), "pieces": pieces}, core.metrics(
-            piece.stats, self.rows
-        )
+        place, pieces = piece.after(piece.length - 1), self.kept(state, piece, first)
+        return {STEP: last, "place": place, "pieces": pieces}, metrics(piece.stats, self.rows)
 
     @staticmethod
     def _moved(chain: Chain) -> tuple[dict, dict]:
@@ -223,27 +227,9 @@ class Chains:
 
     # -- looking at it --------------------------------------------------------------------------------------------
 
-    @property
-    def validates(self) -> bool:
-        """Whether rows that were held out have a density given the draws."""
-        return core.gives_density(self.structure)
-
-    def loss_on(self, state: State, batches: Iterable[Any], seed: int = 0) -> float:
-        """−log posterior predictive density per datum of held-out rows, under at most `core.VALIDATION` draws so far.
-
-        Where that is not known, −log joint per datum of the training rows at the chains' places.
-        """
-        if not self.validates:
-            return float(core.metrics(state["place"].stats, self.rows)["loss"][0])
-        return core.predictive_loss(self.view, Draws.of(self.weights(state)), batches, seed)
-
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that lie outside the support of the site that observes them."""
         Trained.refuse_outside(self.view, arrays)
-
-    def diagnose(self, state: State, step: int) -> str:
-        """What a log joint that is not finite means."""
-        return core.not_finite(step)
 
 
 class DrawnProgram(Trained):
@@ -252,12 +238,12 @@ class DrawnProgram(Trained):
     def __init__(self, program: Program, weights: Mapping[str, np.ndarray], arrays: Any, **options: Any) -> None:
         program = replace(program, guide=None)
         structure = inspect(program, arrays, options["rows"], options.get("seed", 0))
-        self.draws = core.fitting(Draws.of(weights), structure)
+        self.draws = fitting(Draws.of(weights), structure)
         super().__init__(replace(program, guide=_guide(self.draws, structure)), weights, arrays, **options)
 
     def refuse_outside(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse rows outside the support of their site, and others than local latents were drawn for."""
-        core.refuse_other_rows(self.structure, self.arrays, arrays)
+        refuse_other_rows(self.structure, self.arrays, arrays)
         super().refuse_outside(arrays)
 
     def given(
@@ -311,7 +297,7 @@ def _point_masses(drawn: Mapping[str, Tensor], structure: Structure, rows: int) 
     made = {p.name: pyro.plate(p.name, rows if p.data else p.size, dim=p.dim) for p in all_plates.values()}
     for name, value in drawn.items():
         site = structure.model[name]
-        value = core.first_rows(value, site, rows)
+        value = first_rows(value, site, rows)
         with contextlib.ExitStack() as plates:
             for plate in site.plates:
                 plates.enter_context(made[plate.name])
@@ -327,7 +313,7 @@ def _stacked(records: list[list[tuple[dict, dict]]]) -> Draws:
 
     values, stats = side_by_side(0), side_by_side(1)
     stats = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in stats.items()}
-    depth = core.tree_depth(stats["n_steps"])
+    depth = tree_depth(stats["n_steps"])
     return Draws(values, {**stats, "n_steps": stats["n_steps"].astype(np.int32), "tree_depth": depth})
 
 
