@@ -196,6 +196,20 @@ def test_draws_of_chains_agree_afterwards_and_say_so():
     assert len(said) == 1 and "renumbered in 100 of 200 draws" in said[0]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whichever_draws_of_chains_are_looked_at_bear_the_same_numbers(backend, monkeypatch):
+    """Two chains, each in a numbering of its own: without a reference either half would keep its own."""
+    run, values = fitted(bayesian_mixture(backend), rows()), drawn(40)
+    moved = renumbered(values, dict.fromkeys(AXES, (0,)), np.repeat([[2, 0, 1], [1, 0, 2]], 20, axis=0))
+    lp = np.zeros((2, 20))
+    lp[1, 7] = 1.0  # the likeliest, whose numbers all are to bear
+    kept = Draws({n: v.reshape(2, 20, *v.shape[1:]) for n, v in moved.items()}, {"lp": lp})
+    monkeypatch.setattr(run.trained, "draws", kept, raising=False)
+    for half in (slice(0, 20), slice(20, 40), slice(10, 30)):
+        found, _ = agreeing(run.trained, {"x": rows()}, {n: v[half] for n, v in moved.items()})
+        np.testing.assert_array_equal(found["where"], values["where"][half][:, [1, 0, 2]])
+
+
 def test_the_picture_of_global_latents_shows_components_that_agree(monkeypatch):
     run, values = fitted(bayesian_mixture("pyro"), rows()), drawn(60)
     moved = renumbered(values, dict.fromkeys(AXES, (0,)), permutations(60))

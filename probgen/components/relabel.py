@@ -4,7 +4,8 @@
 
 Where components are exchangeable the posterior has K! equal parts, chains wander between them, and means over draws
 say nothing. Stephens' algorithm renumbers each draw so that its assignments agree with their average p̄ over draws, and
-takes the average anew, until nothing changes. It starts at the draw of the highest posterior density.
+takes the average anew, until nothing changes. It starts at the draw of the highest posterior density. Where NUTS drew,
+the numbers are those of its likeliest draw, so that whatever is asked of a run bears the same.
 
 References:
     | Dealing with label switching in mixture models (Stephens, 2000), https://doi.org/10.1111/1467-9868.00265
@@ -156,9 +157,25 @@ def orders(
     rows = _spread(len(next(iter(arrays.values()))))
     local = {n for n, s in trained.structure.latents.items() if s.local}
     values = {n: v[:, rows] if n in local else v for n, v in sites_of(trained.structure, variables).items()}
+    if local.isdisjoint(values):
+        values = {n: np.concatenate([v, *_reference(trained, n)]) for n, v in values.items()}
     tables, prior = trained.log_states({n: np.asarray(a)[rows] for n, a in arrays.items()}, values, [name])
+    draws = len(next(iter(variables.values())))
     density = np.logaddexp.reduce(tables[name].astype(np.float64), axis=-1).sum(1) + prior
-    return axes, agreement(probabilities(tables[name]), int(np.argmax(density)))
+    assigned = probabilities(tables[name])
+    order = agreement(assigned[:draws], int(np.argmax(density[:draws])))
+    if len(assigned) > draws:
+        average = np.take_along_axis(assigned[:draws], order[:, None], 2).mean(0)
+        order = order[:, agreement(np.stack([assigned[draws], average]))[1]]
+    return axes, order
+
+
+def _reference(trained: Any, site: str) -> list[np.ndarray]:
+    """The likeliest of all the draws of NUTS, [1, ...]: whichever draws are looked at, their components bear its numbers."""
+    draws = getattr(trained, "draws", None)
+    if draws is None:
+        return []
+    return [draws.flat()[site][[int(np.argmax(draws.stats["lp"]))]]]
 
 
 def _spread(rows: int) -> np.ndarray:
