@@ -26,14 +26,19 @@ def pieces(total: int, largest: int) -> Iterator[int]:
         yield (i + 1) * total // count - i * total // count
 
 
-def numbersnumbers_of(structure: Structure) -> int:
+def spread(rows: int, most: int) -> np.ndarray:
+    """At most so many row numbers, evenly spaced over all rows: data may be sorted."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(int))
+
+
+def numbers_of_datum(structure: Structure) -> int:
     """How many values the sample sites of one datum hold together."""
     return max(1, sum(numbers_of(site) for site in structure.model.values() if site.local or site.role == "observed"))
 
 
 def particles(structure: Structure) -> int:
     """How many runs of one datum's part of the program fit into memory at a time."""
-    return max(1, NUMBERS // numbersnumbers_of(structure))
+    return max(1, NUMBERS // numbers_of_datum(structure))
 
 
 def numbers_of(site: Site) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgen.chunks import spread
 from probgen.components import component_axes, renumbered, sites_of, state_sites
 from probgen.errors import ProbgenError
 from probgen.groups import RESERVED
@@ -154,7 +155,7 @@ def orders(
     axes = component_axes(trained, arrays, variables, name)
     if axes is None:
         return None
-    rows = _spread(len(next(iter(arrays.values()))))
+    rows = spread(len(next(iter(arrays.values()))), MOST_ROWS)
     local = {n for n, s in trained.structure.latents.items() if s.local}
     values = {n: v[:, rows] if n in local else v for n, v in sites_of(trained.structure, variables).items()}
     if local.isdisjoint(values):
@@ -176,10 +177,6 @@ def _reference(trained: Any, site: str) -> list[np.ndarray]:
     if draws is None:
         return []
     return [draws.flat()[site][[int(np.argmax(draws.stats["lp"]))]]]
-
-
-def _spread(rows: int) -> np.ndarray:
-    return np.unique(np.linspace(0, rows - 1, min(rows, MOST_ROWS)).astype(int))
 
 
 def _arrays(tree: DataTree, run: Any) -> dict[str, np.ndarray]:

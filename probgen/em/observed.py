@@ -6,11 +6,19 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from probgen.chunks import spread
 from probgen.program import rows_of
 
 PIECE = 8192  # rows of one run that looks at the data
+FEW = 1000  # rows by which a program is looked at
 
 Arrays = Mapping[str, np.ndarray]
+
+
+def some_rows(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Rows enough to look at a program."""
+    rows = spread(rows_of(arrays), FEW)
+    return {name: array[rows] for name, array in arrays.items()}
 
 
 def observed(

@@ -17,7 +17,7 @@ from numpyro.handlers import seed, substitute, trace
 from probgen.conjugate.variational import CoordinateAscent
 from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
-from probgen.em.observed import observed
+from probgen.em.observed import observed, some_rows
 from probgen.em.settings import Settings
 from probgen.em.states import refuse_latents
 from probgen.errors import ProbgenError
@@ -57,7 +57,7 @@ class Host:
         batch = feed.batch(0)
         with Scope(self._device, options.precision, False, []):
             self.dtype = jnp.result_type(float)
-            head = as_jax({name: array[:1000] for name, array in batch.items()})
+            head = as_jax(some_rows(batch))
             self.program = prepared(program, head, options.seed)
             self._alone = replace(self.program, guide=None)
             self._modules = modules_of(self.program.model)

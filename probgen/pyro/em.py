@@ -19,7 +19,7 @@ from torch.distributions import transform_to
 from probgen.conjugate.variational import CoordinateAscent
 from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
-from probgen.em.observed import observed
+from probgen.em.observed import observed, some_rows
 from probgen.em.settings import Settings
 from probgen.errors import ProbgenError
 from probgen.program import Program, rows_of
@@ -55,19 +55,21 @@ class Host:
         if mixed:
             raise ProbgenError('EM computes in precision "32" or "64", not "bf16-mixed"')
         batch = feed.batch(0)
-        self._leaves = leaves_of(self.program, batch, self.dtype, options.seed)
+        few = some_rows(batch)
+        # A guide may have parameters for each row; a model on all of a million rows would fill the memory.
+        self._leaves = leaves_of(self.program, few if program.guide is None else batch, self.dtype, options.seed)
         values = start_values(self._leaves, self.dtype, self.device)
         self._model = callables(replace(self.program, guide=None))[0]
-        own = self._touched(batch)
+        own = self._touched(few)
         self.start = {name: values[name] for name in self._leaves.params if name in own}
         self.buffers = {name: value for name, value in values.items() if name not in self.start}  # the guide's, too
         self._plates: tuple[str, ...] = ()
         with self.scope(False):
-            self._look(batch, feed)
+            self._look(batch, few, feed)
 
-    def _touched(self, batch: Mapping[str, np.ndarray]) -> set[str]:
+    def _touched(self, few: Mapping[str, np.ndarray]) -> set[str]:
         """The parameters that the model touches when run once."""
-        head = tensors({name: array[:1000] for name, array in batch.items()}, self.dtype, self.device)
+        head = tensors(few, self.dtype, self.device)
         if self.program.guide is None:
             return set(self._leaves.params)
         with numbers(self.dtype, self.device), forked(self.options.seed), pyro.validation_enabled(False):
@@ -78,10 +80,10 @@ class Host:
                 self._model(**head)
         return {self._leaves.aliases.get(name, name) for name in seen.trace.nodes}
 
-    def _look(self, batch: Mapping[str, np.ndarray], feed: Any) -> None:
+    def _look(self, batch: Mapping[str, np.ndarray], few: Mapping[str, np.ndarray], feed: Any) -> None:
         alone, seed = replace(self.program, guide=None), self.options.seed
         with self._leaves.substituted({**self.start, **self.buffers}):
-            head = tensors({name: array[:1000] for name, array in batch.items()}, self.dtype, self.device)
+            head = tensors(few, self.dtype, self.device)
             everything = lambda: tensors(batch, self.dtype, self.device)  # noqa: E731
             try:
                 self.structure = structure_of(alone, head, feed.rows, seed)
