@@ -390,6 +390,13 @@ class Run:
                 self.folder.write_json(EVALUATION, numbers)
         return numbers
 
+    def log_likelihood(self, data: Any = None, k: int = 1000, seed: int = 0) -> Any:
+        """log p(x_n) of each row as an xarray Dataset: exact where it is known, else by `k` importance weights."""
+        from probgen.evaluate import log_likelihood
+
+        with self._told():
+            return log_likelihood(self.trained, self.preparation, self._rows_of(data), self.spec, k, seed)
+
     def evidence(
         self, data: Any = None, k: Sequence[int] = (10, 100, 1000, 10_000, 100_000), rows: int = 100, seed: int = 0
     ) -> Any:

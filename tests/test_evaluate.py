@@ -10,7 +10,7 @@ from probgen import chunks
 from probgen.data import as_rows, load_data
 from probgen.data.prepare import Preparation, Standardize
 from probgen.errors import ProbgenError
-from probgen.evaluate import evaluate
+from probgen.evaluate import evaluate, log_likelihood
 from probgen.evaluate.khat import equal_weights, summarise_k_hat
 from probgen.evaluate.latents import Spread
 from probgen.evaluate.likelihood import effective_sample_size, log_mean_weight, monte_carlo_variance
@@ -41,6 +41,16 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence():
     assert found["ess"] == pytest.approx(100)
     assert found["k_hat"] == found["k_hat_above_0.7"] == 0.0
     assert "equal" in " ".join(found["notes"])
+
+
+def test_every_row_has_its_own_likelihood():
+    trained = LinearGaussian()
+    data, preparation, arrays = setting(trained, n=1100)  # three batches, the last a short one
+    found = log_likelihood(trained, preparation, data.train, data.spec, k=50, seed=0)
+    np.testing.assert_allclose(found["log_likelihood"].values, trained.log_evidence(arrays), atol=1e-9)
+    assert found["log_likelihood"].dims == ("data",) and (found["k_hat"] == 0).all() and "50 weights" in found.estimator
+    with pytest.raises(ProbgenError, match="`k` is 1"):
+        log_likelihood(trained, preparation, data.train, data.spec, k=1, seed=0)
 
 
 def test_a_mismatched_guide_orders_elbo_estimate_and_evidence():

@@ -7,8 +7,8 @@ What a program's kind leaves undefined is missing, and `notes` say why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,10 @@ from probgen.nuts.draws import gives_density
 from probgen.sites import arrays_of
 from probgen.supports import refuse_outside
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+__all__ = ["evaluate", "log_likelihood"]
 
 ROWS = 500  # rows a batch
 TERM_DRAWS = 20
@@ -69,18 +72,14 @@ def evaluate(
         raise ProbgenError(f"evaluate: `k` is {k}, and an error estimate needs at least 2 importance samples")
     structure = trained.structure
     parts, notes = _parts(trained, preparation, spec, k)
-    draws = getattr(trained, "draws", None)
-    whole = draws is not None and any(structure.model[name].local for name in draws.values)
-    size = len(rows) if whole else min(ROWS, len(rows), particles(structure))
-    for i, (indices, arrays, log_jacobian) in enumerate(evaluation_batches(rows, preparation, size, seed)):
-        refuse_outside(trained, arrays, rows.where)
-        batch = Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
+    for batch in batches(trained, preparation, rows, seed):
         for part in parts:
             part.add(batch)
     numbers: dict[str, Any] = {}
     for part in parts:
         found, said = part.result()
         numbers, notes = numbers | found, notes + said
+    draws = getattr(trained, "draws", None)
     if draws is not None:
         draws, said = agreed(trained, draws)
         numbers, notes = numbers | draws.diagnostics(), notes + said + draws.notes()
@@ -97,6 +96,42 @@ def evaluate(
         "kind": structure.kind,
     }
     return {**numbers, "protocol": protocol, "notes": notes}
+
+
+def log_likelihood(trained: Any, preparation: Any, rows: Any, spec: Mapping[str, Any], k: int, seed: int) -> Dataset:
+    """`log_likelihood` of every row, in nats and in the units of the data; dims (data,).
+
+    `attrs` say what it estimates. Where latents are drawn by a guide, `ess` and `k_hat` tell how far each row's number is
+    to be trusted.
+
+    Raises:
+        ProbgenError: no rows, `k` below 2, or a program that gives rows no density.
+    """
+    import xarray
+
+    if not len(rows) or k < 2:
+        what = "there are no rows" if not len(rows) else f"`k` is {k}"
+        raise ProbgenError(f"log_likelihood: {what}; give at least one row and two importance samples")
+    parts, notes = _parts(trained, preparation, spec, k)
+    kept = [part for part in parts if isinstance(part, Likelihood | Predictive)]
+    if not kept:
+        raise ProbgenError(notes[0])
+    for batch in batches(trained, preparation, rows, seed):
+        kept[0].add(batch)
+    numbers = {name: ("data", np.concatenate(values)) for name, values in kept[0].rows.items() if values}
+    numbers.pop("elbo", None)
+    attrs = {"estimator": kept[0].estimator, "units": "nats per datum"}
+    return xarray.Dataset(numbers, coords={"data": np.arange(len(rows))}, attrs=attrs)
+
+
+def batches(trained: Any, preparation: Any, rows: Any, seed: int) -> Iterator[Batch]:
+    """Rows as the program sees them, in pieces that fit into memory; refused if they lie outside its support."""
+    draws, structure = getattr(trained, "draws", None), trained.structure
+    whole = draws is not None and any(structure.model[name].local for name in draws.values)
+    size = len(rows) if whole else min(ROWS, len(rows), particles(structure))
+    for i, (indices, arrays, log_jacobian) in enumerate(evaluation_batches(rows, preparation, size, seed)):
+        refuse_outside(trained, arrays, rows.where)
+        yield Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
 
 
 def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> tuple[list[Any], list[str]]:

@@ -31,7 +31,7 @@ class Predictive:
     def __init__(self, trained: Any, k: int, dims: int) -> None:
         self.trained, self.dims = trained, dims
         self.draws = trained.draws.thinned(max(1, k // trained.draws.chains))
-        self.rows: list[np.ndarray] = []
+        self.rows: dict[str, list[np.ndarray]] = {"log_likelihood": []}
         self.relative = 0.0
 
     @property
@@ -46,11 +46,11 @@ class Predictive:
         mean = chains.log_mean(log_p)
         with np.errstate(invalid="ignore"):  # −inf − (−inf): a row without density under any draw
             self.relative = self.relative + np.exp(log_p - mean).sum(axis=1)
-        self.rows.append(mean + batch.log_jacobian)
+        self.rows["log_likelihood"].append(mean + batch.log_jacobian)
 
     def result(self) -> tuple[dict[str, float], list[str]]:
         """Numbers, and what is to be said about them."""
-        rows = np.concatenate(self.rows)
+        rows = np.concatenate(self.rows["log_likelihood"])
         said = undefined("log_likelihood", rows)
         if said:
             return {}, [said, NO_GUIDE]
