@@ -25,8 +25,11 @@ def blaming(program: Program, shapes: dict[str, tuple[int, ...]] | None = None) 
     """
     try:
         yield
-    except ProbgenError:
-        raise
+    except ProbgenError as error:
+        sentence = str(error).partition("\nTrace Shapes:")[0].rstrip()  # which Pyro adds to what its models raise
+        if sentence == str(error):
+            raise
+        raise ProbgenError(sentence) from error
     except Exception as error:
         where = _place(_files(program), error)
         if where is None:

@@ -236,7 +236,7 @@ def _made(function: Any, args: list, keywords: dict, what: str) -> Any:
         signature.bind(*args, **keywords)
     except TypeError as error:
         takes = ", ".join(str(parameter).partition(":")[0] for parameter in signature.parameters.values())
-        raise ProbgenError(f"{what}: {error}; it is called {function.__name__}({takes})") from None
+        raise ProbgenError(f"{what}: {error}; it takes {function.__name__}({takes})") from None
     try:
         return function(*args, **keywords)
     except (TypeError, ValueError) as error:

@@ -95,7 +95,7 @@ class Site:
 
     `role` is "latent", "observed", "factor" or "deterministic"; `shape` is the value's shape with the batch in
     front (for a batch of the stated size), of which the last `event_dim` axes are one event; `parents` are the
-    sites its distribution depends on directly.
+    sites its distribution depends on directly, and `values` the number of values of a latent marked for enumeration.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Site:
     support: str = "real"
     discrete: bool = False
     enumerated: bool = False
+    values: int = 0
     reparametrised: bool = True
     delta: bool = False
     parents: tuple[str, ...] = ()

@@ -916,3 +916,18 @@ def test_in_a_process_of_its_own(here, words):
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("probgen: ") and done.stderr.count("\n") == 1
     assert tree(".") == before
+
+
+@pytest.mark.parametrize("name", ["kde", "kde_numpyro"])
+def test_a_parameter_as_long_as_the_batch_is_refused_before_training(name):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    program = probgen.load(name, {"x": x})
+    with pytest.raises(ProbgenError, match=r"'centres' has a value for each of the 10 rows of a batch.*batch_size=None"):
+        probgen.fit(program, {"x": x}, batch_size=10, steps=3, progress=False)
+
+
+def test_the_end_of_a_fit_that_converges_is_said(capsys):
+    x = np.random.default_rng(0).normal(size=(200, 2)) + np.array([[8.0, 0.0]]) * (np.arange(200)[:, None] % 2)
+    run = probgen.fit(probgen.load("gmm", {"x": x}, components=2), {"x": x}, epochs=100)
+    steps = run.metrics["step"][-1]
+    assert steps < 100 and f"converged after {steps} of 100 steps" in capsys.readouterr().err

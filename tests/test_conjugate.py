@@ -24,6 +24,7 @@ from probgen.data import as_rows
 from probgen.data.feed import Feed
 from probgen.data.prepare import Preparation
 from probgen.fit.recipe import Options
+from probgen.pyro import EM
 
 BACKENDS = ("pyro", "numpyro")
 
@@ -626,3 +627,18 @@ def test_a_parameter_of_the_model_is_refused():
 
     with pytest.raises(ProbgenError, match="the model has the parameter 'a0'"):
         engine(lib, lib.program(model, guide), {"x": np.array([0.0, 1.0, 1.0])})
+
+
+def test_whole_numbers_are_dequantized_once_and_learned():
+    x = np.random.default_rng(0).poisson([3.0, 20.0], size=(200, 2)) + 30 * (np.arange(200)[:, None] % 2)
+    gmm = probgen.load("gmm", {"x": x}, components=2, bayesian=True)
+    run = probgen.fit(gmm, {"x": x}, by=EM(), progress=False)
+    shares = run.params["weights_concentration"] / run.params["weights_concentration"].sum()
+    np.testing.assert_allclose(shares, 0.5, atol=0.02)
+
+
+def test_a_tolerance_of_zero_never_stops_it():
+    x = np.random.default_rng(0).normal(size=(60, 2)) + 8 * (np.arange(60)[:, None] % 2)
+    gmm = probgen.load("gmm", {"x": x}, components=2, bayesian=True)
+    run = probgen.fit(gmm, {"x": x}, by=EM(tol=0.0), steps=40, progress=False)
+    assert run.metrics["step"][-1] == 40

@@ -737,9 +737,9 @@ LINE = np.linspace(-1, 1, 12)
 @pytest.mark.parametrize(
     ("program", "x", "by", "said"),
     [
-        (_with(lambda: dist.Normal(0.0, 1.0)), LINE, EM(), "the latent 'z' is continuous"),
-        (_with(lambda: dist.Normal(0.0, 1.0), inside=False), LINE, EM(), "the latent 'z' lies outside the data plate"),
-        (_with(lambda: dist.Poisson(1.0)), LINE, EM(), "the latent 'z' .Poisson. cannot be enumerated"),
+        (_with(lambda: dist.Normal(0.0, 1.0)), LINE, EM(), "'z' .Normal. is marked for enumeration, and it is continuous"),
+        (_with(lambda: dist.Bernoulli(0.5), inside=False), LINE, EM(), "the latent 'z' lies outside the data plate"),
+        (_with(lambda: dist.Poisson(1.0)), LINE, EM(), "'z' .Poisson. is marked for enumeration, and there is no end"),
         (Program(_unmarked), LINE, EM(), "only where it is marked"),
         (Program(_per_pixel), np.stack([LINE, -LINE], 1), EM(), "each element of the plate 'pixels'"),
         (Program(_factor), LINE, EM(), "'penalty' is a factor"),
@@ -843,3 +843,71 @@ def test_the_twin_of_all_the_rest():
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     assert "double precision" in first.note
     assert ours["leaf/scale"].dtype == np.float32
+
+
+# -- restarts, zeros, and scikit-learn again --------------------------------------------------------------------------
+
+CORNERS = np.array([(-20.0, -20.0), (-20.0, 20.0), (20.0, -20.0), (20.0, 20.0)])
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_restarts_leave_a_bad_start(variational):
+    """Four tight clusters: from one random start two Gaussians stand where two clusters each are; four starts, of seeds
+    of their own, find all four clusters, and with them a likelihood (or ELBO) far above.
+    """
+    from conjugate_programs import Lib, gaussian_mixture
+
+    x = np.concatenate([np.random.default_rng(k).normal(c, 0.5, (15, 2)) for k, c in enumerate(CORNERS)])
+    start = np.full(4, 0.25), CORNERS, np.full((4, 2), 0.5)
+    program = gaussian_mixture(Lib("pyro"), K=4) if variational else gaussians(start, "diagonal")
+    losses, clusters = [], []
+    for restarts in (1, 4):
+        by = EM(init="random", restarts=restarts, tol=0, variational=variational)
+        one = engine(program, {"x": x}, by, seed=1)
+        state, metrics = one.advance(one.start(), 0, 20)
+        locations = one.history(state)["m" if variational else "locations"][-1]
+        clusters.append(int((np.abs(locations[:, None] - CORNERS).max(-1) < 2).any(0).sum()))
+        losses.append(metrics["loss"][-1])
+    assert clusters == [2, 4]
+    assert losses[0] - losses[1] > 0.2
+
+
+def test_a_column_of_zeros_keeps_its_rates_off_zero():
+    """A rate of zero would make 0 log 0 = NaN; held just above it, the likelihood is that of the other column alone."""
+
+    def counting(columns):
+        def model(x):
+            pi = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
+            rates = torch.tensor([[1.0, 2.0], [5.0, 2.0]])[:, :columns]
+            rate = pyro.param("rate", rates, constraint=constraints.positive)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Categorical(pi), infer=PARALLEL)
+                pyro.sample("x", dist.Poisson(rate[z]).to_event(1), obs=x)
+
+        return Program(model)
+
+    counts = np.random.default_rng(0).poisson(np.where(np.arange(60) < 20, 2, 9))[:, None].astype(float)
+    one = fit(counting(1), {"x": counts}, 12)
+    pyro.clear_param_store()
+    two = fit(counting(2), {"x": np.concatenate([counts, 0 * counts], 1)}, 12)
+    losses = np.array(one.metrics["loss"]), np.array(two.metrics["loss"])
+    assert losses[1][0] - losses[0][0] == pytest.approx(2.0)  # the rate that the column starts with
+    np.testing.assert_allclose(losses[1][1:], losses[0][1:], atol=1e-6)
+    np.testing.assert_allclose(two.params["rate"][:, 0], one.params["rate"][:, 0], rtol=1e-6)
+    assert ((two.params["rate"][:, 1] > 0) & (two.params["rate"][:, 1] < 1e-6)).all()
+    assert (two.sample(50)["x"][:, 1] == 0).all()
+
+
+def test_on_numpyro_too_it_is_scikit_learns_from_the_same_start():
+    from probgen.numpyro import EM as NumPyroEM
+
+    x, steps = blobs(), 12
+    pi, mu, scale = start = start_of(x, 3, "full")
+    run = fit(numpyro_gaussians(start), {"x": x}, steps, NumPyroEM(init="program", tol=0, floor=0))
+    peer = GaussianMixture(
+        3, max_iter=steps, tol=0, reg_covar=0, weights_init=pi, means_init=mu,
+        precisions_init=np.linalg.inv(scale @ np.swapaxes(scale, -1, -2)),
+    ).fit(x)  # fmt: skip
+    np.testing.assert_allclose(run.params["weights"], peer.weights_, rtol=1e-4)
+    np.testing.assert_allclose(run.params["locations"], peer.means_, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(covariances(run.params, "full", 3, 2), peer.covariances_, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,7 @@
 """`evidence`: prior sampling and importance weights against closed forms, on both backends."""
 
+import copy
+
 import numpy as np
 import pytest
 from linear_gaussian import LinearGaussian
@@ -7,6 +9,8 @@ from scipy import stats
 from test_verbs import BACKENDS, linear_gaussian, trained_on, words
 
 from probgen import ProbgenError, Program
+from probgen.data import load_data
+from probgen.data.prepare import Preparation
 from probgen.evaluate.evidence import evidence
 
 K = (10, 100, 1000, 10_000)
@@ -214,3 +218,82 @@ def test_of_a_run_and_the_command_line(backend, tmp_path, capsys, monkeypatch):
         flat = {"pyro": "made", "numpyro": "made_numpyro"}[backend]
         bits = {"x": np.random.default_rng(0).integers(0, 2, (20, 4)).astype(np.uint8)}
         probgen.fit(probgen.load(flat, bits), bits, steps=1, progress=False).evidence(bits)
+
+
+# -- what is said beside the numbers ------------------------------------------------------------------------------------
+
+
+class Arcs(LinearGaussian):
+    """z ~ U(0, 1) and x | z ~ U(z − w, z + w): a draw of the prior has a positive density or none, p = |overlap| / 2w."""
+
+    def __init__(self, w):
+        super().__init__(D=1, Z=1)
+        self.w = w
+
+    def under_prior(self, names):
+        """Draws of z ~ U(0, 1), and weights of those alone."""
+        prior = copy.copy(self)
+        prior.log_weights = lambda arrays, k, seed: self.at(arrays, np.random.default_rng(seed).random((k, 1)))
+        return prior
+
+    def at(self, arrays, z):
+        """log U(x | z − w, z + w), [k, B]."""
+        with np.errstate(divide="ignore"):
+            return np.log((np.abs(arrays["x"][:, 0] - z) < self.w) / (2 * self.w))
+
+    def log_weights(self, arrays, k, seed):
+        """With the exact posterior as guide: all weights are p(x), also where the prior hardly reaches."""
+        return np.log(np.tile(np.maximum(self.overlap(arrays["x"][:, 0]), 1e-12) / (2 * self.w), (k, 1)))
+
+    def overlap(self, x):
+        """The length of (x − w, x + w) that lies in (0, 1)."""
+        return np.clip(np.minimum(1, x + self.w) - np.maximum(0, x - self.w), 0, None)
+
+
+def said(trained, x, k, seed=0):
+    arrays = {"x": np.asarray(x, float)[:, None]}
+    data = load_data(arrays)
+    return evidence(trained, Preparation.of({}, data), data.train, k=k, seed=seed)
+
+
+def test_that_no_estimate_can_be_had_is_said():
+    """A row that no z of the prior can have made: a dash for its column and a sentence, and numbers where there are some."""
+    inside = said(Arcs(0.2), [0.3, 0.5, 0.6], (20, 400))
+    assert np.isfinite(values(inside.prior)).all() and not any("—" in note for note in inside.notes)
+    assert abs(inside.prior[-1].value) < 4.5 * inside.prior[-1].mc_se  # p(x) = 1; false alarm 7e-6
+    outside = said(Arcs(0.2), [0.3, 0.5, 1.3], (20, 400))
+    assert (values(outside.prior) == -np.inf).all() and np.isfinite(values(outside.importance)).all()
+    assert "—: for some rows no draw has a positive density, so that there is no estimate" in outside.lines
+    assert [row[1:3] for row in outside.cells()[1:]] == [["—", "—"]] * 2
+    assert "—" not in "".join(row[3] for row in outside.cells()[1:])
+
+
+@pytest.mark.parametrize(
+    ("w", "k", "few"), [(0.2, 400, False), (0.2, 12, True), (0.01, 200, True), (0.01, 2000, False)]
+)
+def test_that_few_draws_count_is_said(w, k, few):
+    """Of k draws about 2 w k have a weight, all the same: fewer than ten for each row, or far more, but for a probability
+    of 8e-3 by the binomial.
+    """
+    found = said(Arcs(w), [0.3, 0.5, 0.6], (k,))
+    assert (found.prior[-1].ess < 10) == few
+    note = f"prior sampling: fewer than 10 of {k:,} draws count"
+    assert any(line.startswith(note) for line in found.lines) == few
+
+
+def test_the_effective_sample_size_is_the_median_over_the_data():
+    """Rows at the edge of what the prior reaches have half the draws of others: not the largest, nor the mean (a third
+    more). Counts are binomial, of sd 4.5%; the gate is at 4 of these (6e-5).
+    """
+    x = [-0.15, -0.01, 0.0, 0.0, 0.4, 0.5, 0.6]
+    overlap = np.sort(Arcs(0.2).overlap(np.array(x)))
+    found = said(Arcs(0.2), x, (10, 2000)).prior[-1]
+    assert np.median(overlap) == pytest.approx(0.2) and overlap[-1] == pytest.approx(0.4)
+    assert found.ess == pytest.approx(0.2 * 2000, rel=4 * np.sqrt(0.8 / 400))
+    assert said(Arcs(0.2), [*x, 5.0], (10, 2000)).prior[-1].ess == pytest.approx(400, rel=0.2)  # one that none reaches
+
+
+def test_a_program_with_a_factor_is_refused():
+    twin = LinearGaussian(kind="unnormalised")
+    with pytest.raises(ProbgenError, match="the program has a factor, so its density is known only up to a constant"):
+        said(twin, [0.0, 1.0], (10,))

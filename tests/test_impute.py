@@ -4,7 +4,9 @@ Gates: moments within 4.5 standard errors, a false alarm of 6.8e-6 each; a test 
 them fails without cause with probability below 3e-4.
 """
 
+import importlib
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -265,3 +267,25 @@ def test_the_same_seed_draws_the_same(make):
     trained, given = make.gmm("full"), {"x": np.array([0.3, NAN, NAN, 0.5])}
     one, two, other = (impute(trained, 20, given, seed=s)["x"] for s in (3, 3, 4))
     assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_that_few_draws_of_the_global_latents_count_is_said(make, monkeypatch):
+    """θ_t on a grid of 25 and x_1 known: w_t ∝ N(x_1 | θ_t, 1) leave 1 / Σ w² of them, and their mean is that of θ.
+
+    Far out one end of the grid stands for all. The mean is taken at 4.5 errors of 2000 draws (7e-6).
+    """
+    case, grid = make.common_mean(), np.linspace(-1.5, 1.5, 25)
+    module = importlib.import_module("probgen.sample.impute")
+    monkeypatch.setattr(module, "global_draws", lambda *_, **__: [{"theta": np.asarray(t)} for t in grid])
+    for known, few in ((0.0, False), (30.0, True)):
+        weights = stats.norm(grid, 1).pdf(known)
+        weights /= weights.sum()
+        effective = 1 / (weights**2).sum()
+        assert (effective < 20) == few
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            theta = impute(case.trained, 2000, {"x": np.array([known, NAN])})["theta"]
+        said = [str(one.message) for one in said if "effective draws" in str(one.message)]
+        assert len(said) == few
+        assert not few or f"leave {effective:.1f} effective draws of 25 of the global latents" in said[0]
+        close(theta[:, None], weights @ grid, weights @ grid**2 - (weights @ grid) ** 2)

@@ -3,6 +3,7 @@
 Gates at 4.5 reported standard errors: a false alarm of 6.8e-6 each.
 """
 
+import importlib
 import warnings
 
 import numpy as np
@@ -15,8 +16,7 @@ from test_impute import conditional, setting
 from probgen.data import load_data
 from probgen.data.prepare import Preparation, Scale
 from probgen.errors import ProbgenError
-from probgen.sample import impute
-from probgen.sample.probability import Estimate, expectation, probability
+from probgen.sample.probability import Estimate, _mean, expectation, probability
 
 A = np.array([1.0, -0.5, 0.3, 0.8])  # the event: A · x > c
 MEANS, SDS = MU @ A, np.sqrt([A @ L @ L.T @ A for L in TRIL])
@@ -162,7 +162,7 @@ def test_rows_that_share_a_global_latent_are_one_group(make):
 
 def test_groups_of_known_entries(make, monkeypatch):
     """P(x_2 > 3 | x_1 = 3, D) with the conjugate posterior; 300 draws of θ are weighed."""
-    monkeypatch.setattr(impute, "GLOBAL_DRAWS", 300)
+    monkeypatch.setattr(importlib.import_module("probgen.sample.impute"), "GLOBAL_DRAWS", 300)
     case = make.common_mean()
     v = 1 / (1 / case.variance + 1)
     truth = stats.norm(v * (case.mean / case.variance + 3.0), np.sqrt(v + 1)).sf(3)
@@ -196,3 +196,22 @@ def test_bad_input():
     ):
         with pytest.raises(ProbgenError, match=says), np.errstate(all="ignore"):
             verb(LinearGaussian(), *setting, f, n)
+
+
+def test_the_error_of_a_mean_over_groups_is_that_of_the_groups_means(make, monkeypatch):
+    """Five groups of four rows: sd of their means over √5, with G − 1 in the denominator, so that it is right also for few.
+
+    E SE² is then the variance of the estimate, (v + 1 / 4) / 5 of θ and of its rows; 300 repetitions of five numbers
+    that are Gaussian: SE² has relative sd √(2 / 4), its mean √(2 / 4 / 300) = 0.041, the gate is at 4 of these (6e-5),
+    and without the factor it would be 0.8.
+    """
+    monkeypatch.setattr(importlib.import_module("probgen.sample"), "GLOBAL_DRAWS", 5)
+    case, seen = make.common_mean(), []
+    found = run(expectation, case.trained, lambda d: seen.append(d["x"][:, 0]) or d["x"][:, 0], 20)
+    means = np.concatenate(seen).reshape(5, 4).mean(1)
+    assert "in 5 groups" in found.method
+    assert found.value == pytest.approx(means.mean()) and found.se == pytest.approx(means.std(ddof=1) / 5**0.5)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 5, 1)) * case.variance**0.5 + rng.normal(size=(300, 5, 4))
+    errors = [_mean(one.reshape(20), np.repeat(np.arange(5), 4)).se for one in rows]
+    assert np.mean(np.square(errors)) == pytest.approx((case.variance + 1 / 4) / 5, rel=4 * np.sqrt(2 / 4 / 300))

@@ -1,5 +1,7 @@
 """Label switching undone, and p(z | x): against permutations that are known and responsibilities in closed form."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -340,3 +342,44 @@ def test_programs_without_components_are_refused():
         run.assignments(rows())
     with pytest.raises(ProbgenError, match="no enumerated latent"):
         relabel(None, run)
+
+
+# -- the algorithm's own promises -------------------------------------------------------------------------------------
+
+
+def costs(assignments, order):
+    """Stephens' loss of each draw in every one of the K! orders, against the average of all draws as they are numbered."""
+    average = np.take_along_axis(assignments, order[:, None], 2).mean(0)
+    every = np.array(list(itertools.permutations(range(assignments.shape[2]))))
+    orders = [assignments[:, :, one] for one in every]
+    return every, np.stack([(p * np.log(p / average)).sum((1, 2)) for p in orders], 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_found_is_the_best_of_each_draw_also_from_a_draw_that_is_like_no_other(seed):
+    """By enumeration of all orders against the average that it leads to: one more round would change nothing."""
+    rng = np.random.default_rng(seed)
+    truth = rng.dirichlet([0.5] * 3, size=40)
+    noisy = truth * np.exp(0.8 * rng.normal(size=(30, 40, 3)))
+    noisy[0] = rng.dirichlet([0.8] * 3, size=40)  # the first average: it tells nothing of the others
+    noisy /= noisy.sum(-1, keepdims=True)
+    turned = np.stack([rng.permutation(3) for _ in range(30)])
+    given = np.take_along_axis(noisy, turned[:, None], 2)
+    found = agreement(given)
+    every, loss = costs(given, found)
+    np.testing.assert_array_equal(every[loss.argmin(1)], found)
+    undone = np.take_along_axis(turned, found, 1)[1:]
+    assert (undone == undone[0]).all()
+
+
+def test_one_datum_alone_does_not_decide():
+    """Thirty rows that are nine to one the same in both draws, and one that each is certain of and they disagree on.
+
+    Beside the first draw alone that row costs log 0, which would turn the second draw over in all the others, were it
+    not for a least probability.
+    """
+    shared = np.where(np.arange(30)[:, None] % 2 == [0, 1], 0.9, 0.1)
+    draws = np.stack([np.concatenate([shared, [own]]) for own in ([1.0, 0.0], [0.0, 1.0])])
+    np.testing.assert_array_equal(agreement(draws), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(agreement(draws[:, :, ::-1] + 0.0, 1), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(agreement(np.stack([draws[0], draws[1][:, ::-1]])), [[0, 1], [1, 0]])

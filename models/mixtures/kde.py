@@ -1,11 +1,12 @@
 """Parzen windows: kernel density estimation (Rosenblatt 1956; Parzen 1962), bandwidth by cross-validation.
 
     p(x) = 1/N Σ_i N(x | x_i, h² I)      centres x_1..x_N: the training rows, kept with the weights
-    loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n, 1/(N−1) Σ_{i≠n} N(x_n | x_i, h² I)
+    loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n and its equals, a mean over x_i ≠ x_n
 
 With its own kernel in the sum a row would be likeliest at h = 0, so each row is left out of its own density (Habbema
-et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None. Whole numbers are
-dequantized, the centres once and for all, the rows anew at each step.
+et al. 1974; Duin 1976), with those equal to it, and h learned by gradient steps of this loss; another loss leaves it at
+N^(−1/(D+4)), where it starts. All rows are in memory: batch_size=None. Whole numbers are dequantized, the centres once
+and for all, the rows anew at each step.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Parzen(TorchDistribution):
         return log_p.reshape(x.shape[:-1]) - math.log(len(self.centres))
 
     def log_prob_left_out(self, x: Tensor, n: Tensor) -> Tensor:
-        """log p_−n of rows x [B, D], numbered n [B]: a row leaves out the centre that it equals, or else the n-th."""
+        """log p_−n of rows x [B, D], numbered n [B]: a row leaves out the centres that it equals, or else the n-th."""
         log_kernels, distance = self._log_kernels(x)
-        nearest, equal = distance.min(1)
-        own = torch.where(nearest == 0, equal, n % len(self.centres))
-        left_out = log_kernels.scatter(1, own.unsqueeze(1), -math.inf)
-        return left_out.logsumexp(1) - math.log(len(self.centres) - 1)
+        nth = torch.arange(len(self.centres), device=x.device) == (n % len(self.centres)).unsqueeze(1)
+        equal = distance == 0
+        others = ~torch.where(equal.any(1, keepdim=True), equal, nth)
+        return log_kernels.where(others, -math.inf).logsumexp(1) - others.sum(1).log()
 
     def _log_kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log N(x | x_i, h² I) and |x − x_i|, [B, N]; exactly 0 between equal rows."""
@@ -86,7 +87,7 @@ def program(spec) -> Program:
         centres = pyro.param("centres", lambda: _centres(x)).requires_grad_(False)  # kept, not trained
         h = pyro.param("bandwidth", lambda: torch.tensor(len(x) ** (-1 / (D + 4))), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
-            pyro.sample("x", Parzen(centres, h), obs=x)
+            pyro.sample("x", Parzen(centres, h.detach()), obs=x)  # its own kernel in the sum would teach h = 0
 
     return Program(
         model,
@@ -97,8 +98,8 @@ def program(spec) -> Program:
 
 
 def _centres(x: Tensor) -> Tensor:
-    if len(x) < 2:
-        raise ProbgenError("kde: a row left out leaves no centre behind; give at least two training rows")
+    if len(x) < 2 or bool((x == x[0]).all()):
+        raise ProbgenError("kde: a row left out leaves no centre behind; give training rows of which two differ")
     return x.detach().clone()
 
 

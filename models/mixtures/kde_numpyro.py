@@ -1,11 +1,12 @@
 """Parzen windows: kernel density estimation (Rosenblatt 1956; Parzen 1962), bandwidth by cross-validation, in NumPyro.
 
     p(x) = 1/N Σ_i N(x | x_i, h² I)      centres x_1..x_N: the training rows, kept with the weights
-    loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n, 1/(N−1) Σ_{i≠n} N(x_n | x_i, h² I)
+    loss = −Σ_n log p_−n(x_n)            p_−n: the same without x_n and its equals, a mean over x_i ≠ x_n
 
 With its own kernel in the sum a row would be likeliest at h = 0, so each row is left out of its own density (Habbema
-et al. 1974; Duin 1976), and h learned by gradient steps. All rows are in memory: batch_size=None. Whole numbers are
-dequantized, the centres once and for all, the rows anew at each step.
+et al. 1974; Duin 1976), with those equal to it, and h learned by gradient steps of this loss; another loss leaves it at
+N^(−1/(D+4)), where it starts. All rows are in memory: batch_size=None. Whole numbers are dequantized, the centres once
+and for all, the rows anew at each step.
 
 The twin of `kde.py`.
 """
@@ -55,12 +56,11 @@ class Parzen(dist.Distribution):
         return log_p.reshape(x.shape[:-1]) - math.log(len(self.centres))
 
     def log_prob_left_out(self, x: jax.Array, n: jax.Array) -> jax.Array:
-        """log p_−n of a row x [D], numbered n: it leaves out the centre that it equals, or else the n-th."""
+        """log p_−n of a row x [D], numbered n: it leaves out the centres that it equals, or else the n-th."""
         log_kernels, square = self._log_kernels(x)
-        equal = jnp.argmin(square)
-        own = jnp.where(square[equal] == 0, equal, n % len(self.centres))
-        left_out = log_kernels.at[own].set(-jnp.inf)
-        return logsumexp(left_out) - math.log(len(self.centres) - 1)
+        nth, equal = jnp.arange(len(self.centres)) == n % len(self.centres), square == 0
+        others = ~jnp.where(equal.any(), equal, nth)
+        return logsumexp(jnp.where(others, log_kernels, -jnp.inf)) - jnp.log(others.sum())
 
     def _log_kernels(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log N(x | x_i, h² I) and |x − x_i|² of a row, [N]; exactly 0 between equal rows."""
@@ -84,10 +84,11 @@ def program(spec) -> Program:
     def model(x: jax.Array) -> None:
         centres = mutable("centres", x)  # kept, not trained
         if len(centres) < 2:
-            raise ProbgenError("kde_numpyro: a row left out leaves no centre behind; give at least two training rows")
+            raise ProbgenError("kde_numpyro: a row left out leaves no centre behind; give training rows of which two differ")
         h = numpyro.param("bandwidth", len(x) ** (-1 / (D + 4)), constraint=constraints.positive)
         with numpyro.plate("data", len(x)):
-            numpyro.sample("x", Parzen(centres, h), obs=x)
+            fn = Parzen(centres, jax.lax.stop_gradient(h))  # its own kernel in the sum would teach h = 0
+            numpyro.sample("x", fn, obs=x)
 
     return Program(
         model,

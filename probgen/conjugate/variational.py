@@ -20,13 +20,12 @@ import numpy as np
 from probgen.conjugate.conjugacy import PRIORS, PROBES, View, canonical, distinct, linear_form, prior_of, spread
 from probgen.conjugate.guide_family import guide_family
 from probgen.conjugate.linear_form import responsibilities
-from probgen.em.seeding import centres, nearest, standardised
+from probgen.em.seeding import RESTART, SHORT, centres, nearest, refuse_few_rows, standardised
 from probgen.errors import ProbgenError
 from probgen.program import Structure, rows_of
 
 ROWS_AT_ONCE = 8192  # rows of T that are held at once
 ROWS_LOOKED_AT = 8
-SHORT, RESTART = 10, 7919  # steps of each restart, and what its seed is further on
 
 State = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -82,12 +81,12 @@ class CoordinateAscent:
     def __init__(self, runs: Runs, by: Any, feed: Any, options: Any) -> None:
         self._runs, self._by, self._feed, self._options = runs, by, feed, options
         self.structure, self.device = runs.structure, runs.device
-        arrays = feed.resident()
-        if by.stepwise is not None or by.hard or feed.batch_size != feed.rows or arrays is None:
+        if by.stepwise is not None or by.hard or feed.batch_size != feed.rows:
             raise ProbgenError(
                 "EM(variational=True) takes all rows at every step, with soft assignments: leave out `stepwise` and `hard`, "
-                "and give batch_size=None and data that fit in memory"
+                "and give batch_size=None"
             )
+        arrays = feed.batch(0)
         refuse_structure(self.structure)
         if runs.fitted:
             raise ProbgenError(
@@ -145,7 +144,7 @@ class CoordinateAscent:
         labels = np.zeros(self._feed.rows, int)
         if self._form.states > 1:
             points = standardised(list(self._values.values()))
-            self._refuse_few_rows()
+            refuse_few_rows(next(iter(self.structure.enumerated)), self._form.states, self._feed.rows)
             labels = nearest(points, centres(points, self._form.states, self._by.init, seed))
         return self.updated(np.eye(self._form.states)[labels])
 
@@ -153,14 +152,6 @@ class CoordinateAscent:
         """λ of the M-step at given responsibilities, [N, S]."""
         array = self._runs.ops.array
         return self._natural(self._summed(self._values, lambda rows, _: (0.0, array(responsibilities[rows].T)))[1])
-
-    def _refuse_few_rows(self) -> None:
-        if self._form.states > self._feed.rows:
-            latent = next(iter(self.structure.enumerated))
-            raise ProbgenError(
-                f"the latent {latent!r} makes {self._form.states} states, and there are only {self._feed.rows} rows to "
-                "start them from: ask for fewer components, or start from EM(init='program')"
-            )
 
     def _natural(self, sums: np.ndarray) -> np.ndarray:
         """λ = λ₀ + Σ_s G_sᵀ S_s."""
@@ -217,7 +208,7 @@ class CoordinateAscent:
 
     def converged(self, state: State) -> bool:
         """Whether the last step gained less than `tol` nats per datum."""
-        return state["gain"] < self._by.tol
+        return self._by.tol > 0 and state["gain"] < self._by.tol
 
     def loss_on(self, state: State, batches: Iterable[Arrays], seed: int = 0) -> float:
         """−ELBO per datum of other rows at this q(θ): their own bound, and 1/N of the KL."""

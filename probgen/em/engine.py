@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probgen.em.expectation import seen
 from probgen.em.exponential import family_of
 from probgen.em.iteration import Iteration
-from probgen.em.seeding import centres, nearest, standardised
-from probgen.em.settings import Settings
+from probgen.em.seeding import RESTART, SHORT, centres, nearest, refuse_few_rows, standardised
 from probgen.em.states import States
 from probgen.errors import ProbgenError
 from probgen.program import rows_of
 
-SHORT = 10  # steps of each restart
+if TYPE_CHECKING:
+    from probgen.em.settings import Settings
+
 VANISHES = {True: 1e-8, False: 1e-5}  # nats per datum that Q may still gain along a gradient said to vanish
 CONDITION = 1e-3  # nats per row that single precision may lose in x² before double takes over
 DEAD = 1e-3  # rows' worth of responsibility under which a state counts as dead
 
-RESTART = 7919  # between the seeds of restarts
 SAMPLE = 10_000  # rows that stepwise EM starts from
 UNVANISHED = "the gradient of Q does not vanish after its closed form"
 SCALARS = ("step", "total", "gain", "rate", "double")
@@ -61,7 +61,8 @@ class Engine:
         self._kept: dict[Any, Any] = {}
         with host.scope(False):
             self.states = States(host, self.arrays, "EM")
-            self._refuse_few_rows()
+            if self.by.init != "program":
+                refuse_few_rows(next(iter(self.states.values), ""), self.states.size, self.rows)
             self.wiring = self.states.wiring()
             names = (*self.states.data, *[n for n in self.states.general if self.structure.model[n].role == "observed"])
             self.observed = host.values(self.arrays, self._held(), names)
@@ -87,14 +88,6 @@ class Engine:
             self._said.append(sentence)
             warnings.warn(sentence, stacklevel=2)
 
-    def _refuse_few_rows(self) -> None:
-        if self.states.size > self.rows and self.by.init != "program":
-            latent = next(iter(self.states.values))
-            raise ProbgenError(
-                f"the latent {latent!r} makes {self.states.size} states, and there are only {self.rows} rows to start "
-                "them from: ask for fewer components, or start from EM(init='program')"
-            )
-
     def _refuse_stepwise(self) -> None:
         if self.by.stepwise is not None and self.states.general:
             raise ProbgenError(
@@ -114,10 +107,15 @@ class Engine:
             if not flat.any() or not scaled:
                 continue
             column = int(np.flatnonzero(flat.reshape(-1))[0])
-            if flat.all() or not self.by.floor:
+            if flat.all():
                 raise ProbgenError(
-                    f"the column {column} of {site.name!r} is constant, so no variance fits it: leave it out"
-                    + ("" if flat.all() else ", or give EM a floor above 0")
+                    f"all rows of {site.name!r} are equal, so no variance fits them: give data that vary, or a model "
+                    "whose scale is fixed"
+                )
+            if not self.by.floor:
+                raise ProbgenError(
+                    f"the column {column} of {site.name!r} is constant, so no variance fits it: leave it out, or give EM "
+                    "a floor above 0"
                 )
             site.spread[flat] = site.spread[~flat].mean()
             self._say(f"the column {column} of {site.name!r} is constant: its variance is held at the floor")
@@ -252,10 +250,10 @@ class Engine:
         """Say of states that have died, and of variances that fell to the floor."""
         counts = self.host.numpy(found["stats"])[:, -1]
         dead = np.flatnonzero(counts * rows / max(counts.sum(), 1e-300) < DEAD)
-        for state in dead[:1] if self.states.size > 1 else ():
+        if len(dead) and self.states.size > 1:
             self._say(
-                f"the state {self.states.named(int(state))} has died: no row belongs to it, so its parameters stay where "
-                "they are; ask for fewer components, or for more restarts"
+                f"{self.states.listed(dead)} {'has' if len(dead) == 1 else 'have'} died: no row belongs there any more, so "
+                "the parameters stay where they are; ask for fewer components, or for more restarts"
             )
         for link in self.wiring.closed:
             name = f"{link.site}.{link.argument}"
@@ -264,8 +262,8 @@ class Engine:
             if not family_of(self.states.families[link.site]).located:
                 continue
             held = np.flatnonzero(self.host.numpy(found["held"][name]).any(1))
-            for state in held[:1]:
-                where = f" in the state {self.states.named(int(state))}" if self.states.size > 1 else ""
+            if len(held):
+                where = f" in {self.states.listed(held)}" if self.states.size > 1 else ""
                 self._say(
                     f"the variance of {link.site!r}{where} fell below the floor, {self.by.floor:g} of the data's, and is "
                     "held there"
@@ -281,7 +279,7 @@ class Engine:
 
     def converged(self, state: State) -> bool:
         """Whether the last step gained less than `tol`."""
-        return self.by.stepwise is None and state["step"] > 1 and abs(state["gain"]) < self.by.tol
+        return self.by.stepwise is None and abs(state["gain"]) < self.by.tol
 
     def loss_on(self, state: State, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0) -> float:
         """Minus the mean log-likelihood of prepared batches, nats per datum."""

@@ -7,8 +7,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from probgen.errors import ProbgenError
+
 SAMPLE = 10_000  # rows among which centres are sought
 PIECE = 65_536  # rows whose distances are held at once
+SHORT = 10  # steps of each restart
+RESTART = 7919  # between the seeds of restarts
+
+
+def refuse_few_rows(latent: str, states: int, rows: int) -> None:
+    """Every state starts at a row of its own."""
+    if states > rows:
+        raise ProbgenError(
+            f"the latent {latent!r} makes {states} states, and there are only {rows} rows to start them from: ask for fewer "
+            "components, or start from EM(init='program')"
+        )
 
 
 def standardised(values: list[np.ndarray]) -> np.ndarray:

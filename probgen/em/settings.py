@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+from probgen.conjugate.variational import CoordinateAscent
+from probgen.em.engine import Engine
 from probgen.errors import ProbgenError
 from probgen.program import Program
 
@@ -29,8 +32,13 @@ class Settings:
     variational
         Coordinate-ascent variational Bayes on a conjugate program: True, False, or None: where latents are global.
 
+    A backend lends `host` and `runs`, which run its programs for EM and for coordinate ascent.
+
     Reference: Dempster, Laird & Rubin, JRSS B 39 (1977); Bishop, PRML, chapter 9.
     """
+
+    host: ClassVar[Callable[..., Any]]
+    runs: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
@@ -58,6 +66,14 @@ class Settings:
         self.init, self.restarts, self.tol, self.floor = init, restarts, tol, floor
         self.stepwise, self.hard, self.variational = stepwise, hard, variational
         self.defaults = {"epochs": 100} if stepwise is not None else {"batch_size": None, "epochs": 100}
+
+    def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
+        """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
+        if self.variational or (self.variational is None and program.guide is not None):
+            runs = self.runs(program, feed, options)
+            if self.variational or runs.structure.has_global_latents:
+                return CoordinateAscent(runs, self, feed, options)
+        return Engine(self.host(program, feed, options), self, feed, options)
 
     def __repr__(self) -> str:
         names = ("init", "restarts", "tol", "floor", "stepwise", "hard", "variational")

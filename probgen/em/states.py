@@ -8,7 +8,8 @@ the run is a table of S lines.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from probgen.errors import ProbgenError
 from probgen.program import Structure, rows_of
 
 MOST = 10_000  # joint states
+LISTED = 5  # states, or latents, that a sentence names
 LATENT_FAMILIES = ("Bernoulli", "Categorical", "OneHotCategorical")
 
 
@@ -36,8 +38,8 @@ def refuse_latents(structure: Structure, by: str) -> None:
             )
         if not site.enumerated:
             raise ProbgenError(
-                f"{by} sums out the latent {name!r} ({site.family}) only where it is marked and has finitely many values: "
-                "give it infer={'enumerate': 'parallel'}"
+                f"{by} sums out the latent {name!r} ({site.family}) only where it is marked: give it "
+                "infer={'enumerate': 'parallel'}, or use ELBO() with a guide that draws it"
             )
         inner = [plate.name for plate in site.plates if not plate.data and plate.size > 1]
         if inner:
@@ -55,6 +57,17 @@ def refuse_latents(structure: Structure, by: str) -> None:
             )
 
 
+def refuse_many(sizes: Mapping[str, int], by: str) -> None:
+    """Refuse latents with more joint states than can be summed out row by row."""
+    size = math.prod(sizes.values())
+    if size > MOST:
+        names = ", ".join(map(repr, list(sizes)[:LISTED])) + (", …" if len(sizes) > LISTED else "")
+        raise ProbgenError(
+            f"enumerating {names} makes {size:,} joint states, more than the {MOST:,} that {by} sums out: use ELBO() with a "
+            "guide that draws them"
+        )
+
+
 class States:
     """S joint states, and which sites have a table over them.
 
@@ -68,7 +81,7 @@ class States:
         self.probe = _various(arrays)
         names = [name for name, site in self.structure.latents.items() if site.enumerated]
         supports = {name: host.support(name) for name in names}
-        self._refuse_many(supports, by)
+        refuse_many({name: len(support) for name, support in supports.items()}, by)
         self.size = int(np.prod([len(support) for support in supports.values()])) if supports else 1
         places = list(itertools.product(*[range(len(support)) for support in supports.values()]))
         self.values = {
@@ -76,19 +89,14 @@ class States:
         }
         self._divide(host)
 
-    def _refuse_many(self, supports: Mapping[str, np.ndarray], by: str) -> None:
-        size = 1
-        for name, support in supports.items():
-            size *= len(support)
-            if size > MOST:
-                raise ProbgenError(
-                    f"enumerating {name!r} makes {size:,} joint states of the latents {', '.join(map(repr, supports))}, "
-                    f"more than the {MOST:,} that {by} sums out: use ELBO() with a guide"
-                )
-
-    def named(self, state: int) -> str:
-        """A state in words: "z = 3"."""
-        return ", ".join(f"{name} = {np.asarray(values[state]).tolist()}" for name, values in self.values.items())
+    def listed(self, states: Sequence[int]) -> str:
+        """States in words: "the states z = 3 and z = 4", the first few of many."""
+        words = [
+            ", ".join(f"{name} = {np.asarray(values[state]).tolist()}" for name, values in self.values.items())
+            for state in states[:LISTED]
+        ]
+        more = f" and {len(states) - LISTED:,} others" if len(states) > LISTED else ""
+        return ("the state " if len(states) == 1 else "the states ") + " and ".join(words) + more
 
     # -- which sites have a table ---------------------------------------------------------------------------------
 

@@ -244,5 +244,7 @@ def _bound(log_mean: np.ndarray, ess: np.ndarray, k: int) -> Bound:
     se = float(log_mean.std(ddof=1) / np.sqrt(n)) if n > 1 and np.isfinite(value) else None
     if k == 1:
         return Bound(value, se)
+    if np.isnan(ess).all():  # no draw counts for any row
+        return Bound(value, se)
     variance = np.maximum(0.0, k / ess - 1) / (k - 1)
     return Bound(value, se, float(np.sqrt(variance.sum()) / n), float(np.nanmedian(ess)))

@@ -167,6 +167,7 @@ class _Fit:
         self.per_epoch = max(1, self.feed.steps_per_epoch // getattr(self.engine, "batches_per_step", 1))
         with self._told():
             self.validation = self._validation()
+            self._refuse_batch_long()
         self.progress = Progress(program.origin.name, options.steps, progress)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"loss": None, "since": 0, "stopped": False}
@@ -187,6 +188,25 @@ class _Fit:
         for arrays in batches:
             refuse_outside(self.engine, arrays, where)
         return batches
+
+    def _refuse_batch_long(self) -> None:
+        """A parameter with a value for each row of a batch fits no other batch, nor the run when it is reopened."""
+        size = self.feed.batch_size
+        if size == self.feed.rows:
+            return
+        weights = self.engine.weights(self.engine.start())
+        long = [name for name, value in weights.items() if value.shape[:1] == (size,)]
+        if not long:
+            return
+        try:
+            backend_of(self.program).trained_of(self.program, weights, self._example(), rows=self.feed.rows)
+        except ProbgenError as error:
+            wrong = [name for name in long if repr(name) in str(error)]
+            if wrong:
+                raise ProbgenError(
+                    f"the parameter {wrong[0]!r} has a value for each of the {size} rows of a batch, which no other batch "
+                    "fits: give batch_size=None, so that the program gets all rows"
+                ) from error
 
     def run(self, folder: Folder | None, resume: bool = False) -> Run:
         """Train from the start, or from the folder's last checkpoint, to the last step."""
@@ -243,8 +263,11 @@ class _Fit:
                     interrupts.leave(self.folder)
                 self._row(state, step, partial)
                 partial = {}
-                self.best["stopped"] |= self._converged(state)
+                converged = self._converged(state)
+                self.best["stopped"] |= converged
                 last = step == self.options.steps or self.best["stopped"]
+                if last and step < self.options.steps:
+                    self.progress.ended(step, "converged" if converged else "no better validation loss")
                 if last or time.monotonic() - self.saved_at > SAVE_EVERY:
                     self._save(state, step, partial)
                 if self.on_chunk is not None:

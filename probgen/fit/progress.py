@@ -18,7 +18,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._cell: Any = None
-        self._lined = -LINE_EVERY
+        self._lined, self._said = -LINE_EVERY, ""
 
     def __enter__(self) -> Self:
         if not self.enabled:
@@ -53,7 +53,7 @@ class Progress:
     def show(self, step: int, loss: float, valid_loss: float | None = None) -> None:
         """The step reached, the loss there and the last validation loss, in nats per datum."""
         valid = "" if valid_loss is None else f"valid {valid_loss:.4f}"
-        said = f"loss {loss:.4f}  {valid}".rstrip()
+        said = self._said = f"loss {loss:.4f}  {valid}".rstrip()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", valid=valid)
         elif self._cell is not None:
@@ -61,6 +61,16 @@ class Progress:
         elif self.enabled and (time.monotonic() - self._lined > LINE_EVERY or step == self.steps):
             self._lined = time.monotonic()
             print(f"{self.name}  step {step}/{self.steps}  {said}", file=sys.stderr, flush=True)
+
+    def ended(self, step: int, why: str) -> None:
+        """The fit stops before the last of its steps, and why."""
+        told = f"{why} after {step} of {self.steps} steps"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, total=step, description=f"[bold]{self.name}[/bold]  {told}")
+        elif self._cell is not None:
+            self._cell.update({"text/plain": f"{self.name}  {told}  {self._said}"}, raw=True)
+        elif self.enabled:
+            print(f"{self.name}  {told}  {self._said}", file=sys.stderr, flush=True)
 
     def _drawn(self, step: int, said: str) -> str:
         """The bar as a line of text."""

@@ -14,6 +14,7 @@ import numpyro
 from numpyro.handlers import seed, substitute, trace
 
 from probgen.conjugate.conjugacy import Seen, View, arguments_of, family_name, in_full
+from probgen.em.states import refuse_many
 from probgen.numpyro.leaves import (
     QUICK,
     collect,
@@ -51,7 +52,7 @@ class Runs:
             self._constrain = jax.jit(self._leaves.constrained)
             values = self._values(self._leaves.params)
             self.structure = structure_of(self.program, arrays, values, feed.rows)
-            refuse_out_of_support(self._model, self._guide, arrays, values, feed.resident())
+            refuse_out_of_support(self._model, self._guide, arrays, values, feed.batch(0))
             self._few = {name: array[:2] for name, array in arrays.items()}
             fns = () if self.program.guide is None else (self.program.guide,)
             self._params = sorted(touched(fns, self._leaves, arrays, self.program.model))
@@ -86,6 +87,7 @@ class Runs:
             sites = self._abstract(self._model, fixed, arrays)
             latents = {name: sites[name] for name in self.structure.enumerated}
             supports = [np.ravel(site["fn"].enumerate_support(expand=False)) for site in latents.values()]
+            refuse_many({name: len(support) for name, support in zip(latents, supports, strict=True)}, "EM")
             states = [grid.ravel() for grid in np.meshgrid(*supports, indexing="ij")]
             count = np.arange(len(states[0]) if states else 1)
             outer, inner = self._at_states(fixed, count, dict(zip(latents, states, strict=True)), arrays)

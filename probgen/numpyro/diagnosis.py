@@ -33,7 +33,13 @@ def diagnose(
     for name, array in gradients.items():
         if _broken(array):
             return f"the gradient of the parameter {name!r} is not finite{site}"
-    return f"the loss is not finite{site}" if site else "every site, parameter and gradient is finite here"
+    return (
+        f"the loss is not finite{site}"
+        if site
+        else (
+            "the loss is not finite, though every site, parameter and gradient is: look at what it computes beside densities"
+        )
+    )
 
 
 def _site(key: jax.Array, params: Mapping[str, Any], engine: Any, arrays: Mapping[str, Any]) -> str:

@@ -14,8 +14,6 @@ import numpyro
 from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 
-from probgen.conjugate.variational import CoordinateAscent
-from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
 from probgen.em.observed import observed, some_rows
 from probgen.em.settings import Settings
@@ -31,18 +29,6 @@ from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import Trace, as_jax, callables, log_density, own_containers
 from probgen.program import Program
-
-
-class EM(Settings, Loss):
-    """Expectation-maximisation on a NumPyro program: what `probgen.em.settings.Settings` says."""
-
-    def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
-        """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
-        if self.variational or (self.variational is None and program.guide is not None):
-            runs = Runs(program, feed, options)
-            if self.variational or runs.structure.has_global_latents:
-                return CoordinateAscent(runs, self, feed, options)
-        return Engine(Host(program, feed, options), self, feed, options)
 
 
 class Host:
@@ -254,6 +240,12 @@ class Host:
         return next(f.dim for f in site["cond_indep_stack"] if f.name in self.structure.data_plates)
 
 
+class EM(Settings, Loss):
+    """Expectation-maximisation on a NumPyro program: what `probgen.em.settings.Settings` says."""
+
+    host, runs = Host, Runs
+
+
 def _in_force(leaf: Any) -> jax.Array:
     dtype = jnp.result_type(leaf)
     return jnp.asarray(leaf, jnp.result_type(float) if jnp.issubdtype(dtype, jnp.floating) else dtype)
@@ -261,13 +253,7 @@ def _in_force(leaf: Any) -> jax.Array:
 
 def _support(site: Mapping[str, Any]) -> jax.Array:
     """All values of a latent, [K, *event]."""
-    try:
-        found = site["fn"].enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise ProbgenError(
-            f"the latent {site['name']!r} ({type(unwrapped(site['fn'])).__name__}) cannot be enumerated: it has no finite "
-            "list of values, so use ELBO() with a guide"
-        ) from error
+    found = site["fn"].enumerate_support(expand=False)
     return found.reshape(len(found), *found.shape[found.ndim - site["fn"].event_dim :])
 
 

@@ -27,9 +27,9 @@ from probgen.errors import ProbgenError
 from probgen.numpyro.leaves import QUICK, collect, prepared
 from probgen.numpyro.modes import mode
 from probgen.numpyro.provenance import eval_provenance
-from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, own_containers
+from probgen.numpyro.trace import Trace, as_jax, callables, enumerated, log_density, marked, own_containers
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
-from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling
+from probgen.refusals import enumerable, refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
 PARTS = ("sample", "deterministic")
@@ -219,6 +219,7 @@ def _site(name: str, site: Mapping[str, Any], data_plates: tuple[str, ...], pare
         support=str(fn.support),
         discrete=bool(getattr(fn.support, "is_discrete", False)),
         enumerated=enumerated(site),
+        values=enumerable(name, fn) if marked(site) and not site["is_observed"] else 0,
         reparametrised=bool(fn.has_rsample),
         delta=isinstance(base, Delta),
         parents=parents,

@@ -112,6 +112,8 @@ def refuse_unguided(p: Trace, q: Trace) -> None:
     """Raise for a latent that the guide does not draw and that is not enumerated."""
     for name, site in p.items():
         if site["type"] == "sample" and not site["is_observed"] and name not in q and not enumerated(site):
+            if marked(site):
+                refusals.enumerable(name, site["fn"])
             refusals.refuse_latent(name, site["fn"].has_enumerate_support)
 
 
@@ -120,9 +122,14 @@ def own_containers(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf, dict(tree))
 
 
-def enumerated(site: Mapping[str, Any]) -> bool:
+def marked(site: Mapping[str, Any]) -> bool:
     """Whether a site asks to be enumerated."""
-    return site["infer"].get("enumerate") == "parallel" and site["fn"].has_enumerate_support
+    return site["infer"].get("enumerate") == "parallel"
+
+
+def enumerated(site: Mapping[str, Any]) -> bool:
+    """Whether a site asks to be enumerated, and its values can be listed."""
+    return marked(site) and site["fn"].has_enumerate_support
 
 
 def log_density(site: Mapping[str, Any], fn: Any = None) -> jax.Array:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from probgen.conjugate.conjugacy import Seen, View, arguments_of, family_name, in_full
+from probgen.em.states import refuse_many
 from probgen.program import Program, rows_of
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.leaves import leaves_of, own_program, start_values
@@ -93,6 +94,7 @@ class Runs:
             first = poutine.trace(poutine.condition(self._model, data=fixed)).get_trace(**batch)
             latents = {n: first.nodes[n] for n in self.structure.enumerated}
             supports = [site["fn"].enumerate_support(expand=False).ravel() for site in latents.values()]
+            refuse_many({name: len(support) for name, support in zip(latents, supports, strict=True)}, "EM")
             for state in itertools.product(*supports):
                 at = {n: s.expand(site["value"].shape) for (n, site), s in zip(latents.items(), state, strict=True)}
                 trace = poutine.trace(poutine.condition(self._model, data={**fixed, **at})).get_trace(**batch)

@@ -16,8 +16,6 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import transform_to
 
-from probgen.conjugate.variational import CoordinateAscent
-from probgen.em.engine import Engine
 from probgen.em.exponential import family_of
 from probgen.em.observed import observed, some_rows
 from probgen.em.settings import Settings
@@ -30,18 +28,6 @@ from probgen.pyro.loss import Loss
 from probgen.pyro.operators import Operators
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import callables, forked, structure_of, tensors, unwrapped, whole_plates
-
-
-class EM(Settings, Loss):
-    """Expectation-maximisation on a Pyro program: what `probgen.em.settings.Settings` says."""
-
-    def engine(self, program: Program, by: Any, feed: Any, options: Any) -> Any:
-        """What trains a program by this: one E and one M a step, or coordinate ascent on a Bayesian program."""
-        if self.variational or (self.variational is None and program.guide is not None):
-            runs = Runs(program, feed, options)
-            if self.variational or runs.structure.has_global_latents:
-                return CoordinateAscent(runs, self, feed, options)
-        return Engine(Host(program, feed, options), self, feed, options)
 
 
 class Host:
@@ -134,7 +120,10 @@ class Host:
             with torch.enable_grad():
                 own = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
                 value = fn(own, *rest)
-                grads = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+                reached = value.requires_grad
+                grads = (
+                    torch.autograd.grad(value, list(own.values()), allow_unused=True) if reached else [None] * len(own)
+                )
             zero = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, own.values(), strict=True)]
             return value.detach(), dict(zip(own, zero, strict=True))
 
@@ -188,13 +177,7 @@ class Host:
     def support(self, name: str) -> np.ndarray:
         """The values of a latent, [K, *event]."""
         fn = self._nodes[name]["fn"]
-        try:
-            found = fn.enumerate_support(expand=False)
-        except NotImplementedError as error:
-            raise ProbgenError(
-                f"the latent {name!r} ({self.structure.model[name].family}) cannot be enumerated: it has no finite list "
-                "of values, so use ELBO() with a guide"
-            ) from error
+        found = fn.enumerate_support(expand=False)
         return found.reshape(len(found), *found.shape[found.dim() - fn.event_dim :]).cpu().numpy()
 
     def masked(self, name: str) -> bool:
@@ -272,6 +255,12 @@ class Host:
     def _axis(self, site: Mapping[str, Any]) -> int:
         """Where the rows are in a site's batch shape, from the right."""
         return next(f.dim for f in site["cond_indep_stack"] if f.name in self.structure.data_plates)
+
+
+class EM(Settings, Loss):
+    """Expectation-maximisation on a Pyro program: what `probgen.em.settings.Settings` says."""
+
+    host, runs = Host, Runs
 
 
 def _has_mask(fn: Any) -> bool:

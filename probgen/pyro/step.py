@@ -127,7 +127,8 @@ class Step:
                 values[name].requires_grad_()
             leaves = [values[name] for name in names]
             loss, terms = self.objective(player, values, batch, t)
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
+            reached = leaves and loss.requires_grad
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True) if reached else [None] * len(leaves)
         found = {n: torch.zeros_like(x) if g is None else g for n, x, g in zip(names, leaves, grads, strict=True)}
         buffers = {name: values[name].detach() for name in self.leaves.buffers}
         vector = flat(names, found) if names else torch.zeros_like(state[f"params/{player}"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from probgen.errors import ProbgenError
 from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
-from probgen.refusals import refuse_local_autoguide, refuse_self_subsampling
+from probgen.refusals import enumerable, refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
 
@@ -245,6 +245,7 @@ def _site(name: str, site: Mapping[str, Any], data_plates: tuple[str, ...], pare
         support=str(fn.support) if _has_support(fn) else "",
         discrete=bool(getattr(fn.support, "is_discrete", False)) if _has_support(fn) else False,
         enumerated=marked(site),
+        values=enumerable(name, fn) if marked(site) and not site["is_observed"] else 0,
         reparametrised=bool(fn.has_rsample),
         delta=isinstance(base, Delta) and not deterministic,
         parents=parents.get(name, ()),
@@ -304,8 +305,15 @@ def _differing(a: poutine.Trace, b: poutine.Trace, told: Callable[[dict], Tensor
 
 
 def _density(site: dict) -> Tensor:
-    """What shows that a site's distribution is another one: its log density where it is."""
-    return site["value"] if site["infer"].get("_deterministic") else site["fn"].log_prob(site["value"])
+    """What shows that a site's distribution is another one: its log density where it is.
+
+    At a copy, since a flow remembers the density of its own draw, and computes that of the same value in other digits;
+    with the same random numbers, since a density may be an estimate.
+    """
+    if site["infer"].get("_deterministic"):
+        return site["value"]
+    with forked(0):
+        return site["fn"].log_prob(site["value"].clone())
 
 
 def _observation(site: dict) -> Tensor | None:

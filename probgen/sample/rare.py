@@ -52,9 +52,7 @@ def refusal(trained: Any, given: Mapping[str, Any] | None) -> str:
         )
     odd = [n for n, s in structure.observed.items() if word(s.support).replace("_", "") not in REAL]
     if odd:
-        return (
-            f"importance sampling needs data on the whole real line, and the site {odd[0]!r} has not; take more draws"
-        )
+        return f"importance sampling needs data on the whole real line, and the site {odd[0]!r} is bounded or discrete; take more draws"
     if any(structure.arrays.get(name) == "data" for name in given or {}):
         return "importance sampling with known entries is not done; take more draws"
     return ""

@@ -1,0 +1,7 @@
+"""`python -m probgen`: the command line."""
+
+import sys
+
+from probgen.cli import main
+
+sys.exit(main())
