@@ -65,7 +65,10 @@ def growth(console: Console) -> None:
         (25_000, 16, 10), (50_000, 16, 10), (100_000, 16, 10), (50_000, 8, 10), (50_000, 32, 10), (50_000, 16, 5), (50_000, 16, 20),
     ):  # fmt: skip
         size = {"rows": rows, "dims": dims, "components": components}
-        each = [np.median(in_own_process("em", contender=name, repeats=2, **size)["seconds"]) for name in CONTENDERS]
+        each = [
+            np.median(in_own_process("em", contender=name, long=LONGER.get(name, 45), **size)["seconds"])
+            for name in CONTENDERS
+        ]
         table.add_row(f"{rows:,}", str(dims), str(components), *(f"{1e3 * seconds:.1f}" for seconds in each))
     console.print(table)
 

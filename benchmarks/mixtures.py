@@ -52,16 +52,18 @@ class Mixture:
         return weights, means, np.tile(scale, (self.components, 1, 1))
 
 
-def iteration(contender: str, rows: int, dims: int, components: int, repeats: int = 3) -> dict[str, Any]:
-    """Seconds an iteration, each time; the mean log-likelihood after LONG of them; the process's peak memory, MiB."""
+def iteration(
+    contender: str, rows: int, dims: int, components: int, repeats: int = 3, long: int = LONG
+) -> dict[str, Any]:
+    """Seconds an iteration, each time; the mean log-likelihood after `long` of them; the process's peak memory, MiB."""
     problem = Mixture(rows, dims, components)
     x = problem.data()
     fit = _CONTENDERS[contender](x, problem.start(x))
     fit(SHORT)  # compiles
     each = []
     for _ in range(repeats):
-        (short, _), (long, score) = _timed(fit, SHORT), _timed(fit, LONG)
-        each.append((long - short) / (LONG - SHORT))
+        (brief, _), (full, score) = _timed(fit, SHORT), _timed(fit, long)
+        each.append((full - brief) / (long - SHORT))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": each, "log_likelihood": score(), "peak": peak}
 

@@ -450,3 +450,23 @@ def test_twins_are_one_program(name, options, data):
     twin = backend_of(programs[0]).trained_of(programs[0], weights, subjects[0].arrays, rows=len(data["x"]))
     ours, others = (t.log_weights(subjects[0].arrays, 1, 0) for t in (twin, subjects[1].trained))
     np.testing.assert_allclose(ours, others, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fvsbn", "fvsbn_numpyro"])
+def test_a_run_completes_what_is_begun(name):
+    """The lower half of an image given the upper one follows the enumerated conditional: false alarms 1e-6."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (400, 3, 4)) * 5
+    x[:, 2] = np.where(rng.random((400, 4)) < 0.9, x[:, 0], x[:, 1])  # the last row repeats the first
+    run = probgen.fit(probgen.load(name, {"x": x}), {"x": x}, epochs=30, lr=0.03, progress=False)
+    begun = np.full((3, 4), np.nan)
+    begun[:2] = [[5, 0, 5, 5], [0, 0, 5, 0]]
+    drawn = run.sample(20_000, given={"x": begun})["x"]
+    assert (drawn[:, :2] == begun[:2]).all()
+    points = POINTS.reshape(-1, 3, 4) * 5
+    p = np.exp(run.log_likelihood({"x": points})["log_likelihood"].values) * (points[:, :2] == begun[:2]).all((1, 2))
+    bits = (2 ** np.arange(4)[::-1]).astype(int)
+    assert_follow(drawn[:, 2] / 5, np.bincount((points[:, 2] / 5 @ bits).astype(int), weights=p))
+    begun[0, 0] = np.nan
+    with pytest.raises(ProbgenError, match="only the entries that follow a known prefix"):
+        run.sample(2, given={"x": begun})

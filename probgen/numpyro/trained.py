@@ -309,6 +309,13 @@ class Trained:
 
         return self._call(("reconstruct",), run, seed, arrays)
 
+    def complete(self, arrays: Arrays, values: Arrays, seed: int) -> dict[str, np.ndarray]:
+        """Values of autoregressive sites, rows first, with their NaNs drawn given what comes before."""
+        with self._scope():
+            key = jax.random.key(seed)
+            p = self._trace(self._model, self._values, key, as_jax(arrays))
+            return {name: to_numpy(unwrapped(p[name]["fn"]).complete(key, v)) for name, v in as_jax(values).items()}
+
     def decode(self, latents: Arrays, n: int, seed: int, arrays: Arrays) -> dict[str, np.ndarray]:
         """The mean of every data site's distribution at given latents, [n, ...]; other latents are drawn."""
 

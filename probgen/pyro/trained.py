@@ -198,6 +198,14 @@ class Trained:
             nodes = poutine.trace(model).get_trace(**self._tensors(arrays)).nodes
             return {name: _cell(site, nodes[name]) for name, site in self.structure.model.items() if name in nodes}
 
+    def complete(
+        self, arrays: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], seed: int
+    ) -> dict[str, np.ndarray]:
+        """Values of autoregressive sites, rows first, with their NaNs drawn given what comes before."""
+        with self._quiet(seed):
+            nodes = poutine.trace(self._model).get_trace(**self._tensors(arrays)).nodes
+            return {name: _array(nodes[name]["fn"].complete(v)) for name, v in self._tensors(values).items()}
+
     def decode(
         self, latents: Mapping[str, np.ndarray], n: int, seed: int, arrays: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

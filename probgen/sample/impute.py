@@ -31,6 +31,7 @@ from probgen.sample.known import Known
 GLOBAL_DRAWS = 1000  # T
 FEW = 20  # effective draws of the global latents below which it is said
 DRAW, GLOBAL = 0, 1  # places of the seeds
+AUTOREGRESSIVE = "Autoregressive"  # the family that completes what it has begun
 
 Draws = dict[str, np.ndarray]
 
@@ -50,9 +51,11 @@ def impute(
     if structure.kind not in ("exact", "latent") or not structure.data_plates:
         what = f"is {structure.kind}" if structure.data_plates else "has no data plate"
         raise ProbgenError(f"sample: {EXACT}, and this program {what}")
+    _refuse_unguided(structure, prior)
+    if AUTOREGRESSIVE in {site.family for site in structure.observed.values()}:
+        return _completed(trained, known, arrays, seed_at(seed, DRAW)), {}
     cases = Cases.of(known, {name: arrays[name] for name, role in structure.arrays.items() if role == "given"}, n)
     rng = np.random.default_rng(seed_at(seed, DRAW))
-    _refuse_unguided(structure, prior)
     thetas = global_draws(trained, arrays, GLOBAL_DRAWS, seed_at(seed, GLOBAL), prior)
     runs = [[_run(trained, arrays, theta, row) for row in cases.contexts] for theta in thetas]
     roles = roles_of(runs[0][0], structure)
@@ -67,6 +70,18 @@ def impute(
                 parts.append(drawn | {name: np.repeat(v[None], size, axis=0) for name, v in thetas[t].items()})
                 order.append(taken)
     return _joined(parts, np.argsort(np.concatenate(order)), structure)
+
+
+def _completed(trained: Any, known: Known, arrays: Mapping[str, np.ndarray], seed: int) -> Draws:
+    """Draws of one autoregressive site whose known entries come first in its order, and of nothing else."""
+    structure = trained.structure
+    others = [name for name in (*structure.latents, *structure.observed) if name not in known.values]
+    if others:
+        raise ProbgenError(
+            f"sample: an autoregressive site is completed exactly where it is all that a program draws, and this one has "
+            f"{others[0]!r} too: give all of a row, or nothing"
+        )
+    return trained.complete(arrays, known.values, seed)
 
 
 def _refuse_unguided(structure: Structure, prior: bool) -> None:
