@@ -922,7 +922,9 @@ def test_in_a_process_of_its_own(here, words):
 def test_a_parameter_as_long_as_the_batch_is_refused_before_training(name):
     x = np.random.default_rng(0).normal(size=(50, 3))
     program = probgen.load(name, {"x": x})
-    with pytest.raises(ProbgenError, match=r"'centres' has a value for each of the 10 rows of a batch.*batch_size=None"):
+    with pytest.raises(
+        ProbgenError, match=r"'centres' has a value for each of the 10 rows of a batch.*batch_size=None"
+    ):
         probgen.fit(program, {"x": x}, batch_size=10, steps=3, progress=False)
 
 

@@ -84,7 +84,9 @@ def program(spec) -> Program:
     def model(x: jax.Array) -> None:
         centres = mutable("centres", x)  # kept, not trained
         if len(centres) < 2:
-            raise ProbgenError("kde_numpyro: a row left out leaves no centre behind; give training rows of which two differ")
+            raise ProbgenError(
+                "kde_numpyro: a row left out leaves no centre behind; give training rows of which two differ"
+            )
         h = numpyro.param("bandwidth", len(x) ** (-1 / (D + 4)), constraint=constraints.positive)
         with numpyro.plate("data", len(x)):
             fn = Parzen(centres, jax.lax.stop_gradient(h))  # its own kernel in the sum would teach h = 0

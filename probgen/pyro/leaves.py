@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,12 +19,13 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch.distributions import Transform, transform_to
 
 from probgen.errors import ProbgenError
 from probgen.program import Program, arguments
 from probgen.pyro.device import numbers
-from probgen.pyro.trace import bound, callables, forked, tensors
+from probgen.pyro.nn.snapshot import original
+from probgen.pyro.trace import bound, callables, forked, is_sample, tensors
 
 Place = tuple[dict, str]  # the `_parameters` or `_buffers` of a module, and the key there
 
@@ -69,8 +70,10 @@ class Leaves:
                 object.__setattr__(module, "_flat_weights", [getattr(module, n) for n in module._flat_weights_names])
             for module, _ in modes if training is not None else ():
                 object.__setattr__(module, "training", training)
+            _forget(module for module, _ in modes)
             yield
         finally:
+            _forget(module for module, _ in modes)
             for owner, key, tensor in originals:
                 owner[key] = tensor
             for module, weights in flat:
@@ -91,6 +94,13 @@ class Leaves:
         }
 
 
+def _forget(modules: Iterable[nn.Module]) -> None:
+    """Empty the caches of Pyro's transforms: what they keep was computed with other weights."""
+    for module in modules:
+        if isinstance(module, Transform) and module._cache_size:
+            module._cached_x_y = None, None
+
+
 def leaves_of(
     program: Program, arrays: Mapping[str, Any], dtype: torch.dtype, seed: int = 0, parts: tuple[Any, ...] = ()
 ) -> Leaves:
@@ -105,7 +115,11 @@ def leaves_of(
             arguments(fn, arrays, program.model)  # a missing array is told here, before Pyro adds a trace to the error
 
     def touch(batch: Mapping[str, Tensor]) -> None:
-        poutine.replay(model, trace=poutine.trace(guide).get_trace(**batch))(**batch)
+        run = poutine.replay(model, trace=poutine.trace(guide).get_trace(**batch))
+        for site in poutine.trace(run).get_trace(**batch).nodes.values():
+            if is_sample(site):  # a density may compute with more, and set what takes its start from the data (ActNorm)
+                with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # told when it is asked for
+                    site["fn"].log_prob(site["value"])
         for part in others:
             part(**batch)
 
@@ -183,6 +197,7 @@ def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
     modes: list[tuple[nn.Module, bool]] = []
 
     def note(module: nn.Module, *_: Any) -> None:
+        module = original(module)  # a distribution calls a snapshot of what the program holds
         seen.setdefault(id(module), module)
 
     def evaluate(module: nn.Module, *_: Any) -> None:

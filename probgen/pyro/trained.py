@@ -143,7 +143,7 @@ class Trained:
 
     @contextlib.contextmanager
     def _quiet(self, seed: int) -> Iterator[None]:
-        with forked(seed), torch.no_grad(), pyro.validation_enabled(False), numbers(self.dtype, self.device):
+        with forked(seed), torch.no_grad(), pyro.validation_enabled(False), self.running():  # densities run late
             yield
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

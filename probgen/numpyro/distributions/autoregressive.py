@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ from numpyro.distributions import Distribution, constraints
 
 from probgen.causal import known_prefix, permutation, refuse_misfit
 from probgen.errors import ProbgenError
+from probgen.numpyro.nn.bound import as_tree
 
 
 class Autoregressive(Distribution):
@@ -50,7 +50,7 @@ class Autoregressive(Distribution):
         context: jax.Array | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.network, self.conditional, self.context = _as_tree(network), conditional, context
+        self.network, self.conditional, self.context = as_tree(network), conditional, context
         self.sizes = network(method="sizes")
         size, _, wanted = self.sizes
         refuse_misfit(size, wanted, event_shape, None if context is None else context.shape[-1])
@@ -121,10 +121,3 @@ class Autoregressive(Distribution):
         )
         flat = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(float)
         return flat[..., np.array(self.order)]
-
-
-def _as_tree(network: Callable) -> Callable:
-    """A network with its weights as a pytree, so that they are traced where the distribution is."""
-    if isinstance(network, functools.partial) and not isinstance(network, jax.tree_util.Partial):
-        return jax.tree_util.Partial(network.func, *network.args, **network.keywords)
-    return network

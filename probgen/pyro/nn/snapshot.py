@@ -20,4 +20,10 @@ def snapshot(network: Any) -> Any:
     own.__dict__["_parameters"] = network._parameters.copy()
     own.__dict__["_buffers"] = network._buffers.copy()
     own.__dict__["_modules"] = {name: snapshot(part) for name, part in network._modules.items()}
+    own.__dict__["_snapshot_of"] = original(network)
     return own
+
+
+def original(module: nn.Module) -> nn.Module:
+    """The module that a snapshot was taken of; any other is itself."""
+    return module.__dict__.get("_snapshot_of", module)
