@@ -15,6 +15,7 @@ from benchmarks.worker import in_own_process
 SIZE = {"rows": 100_000, "dims": 16, "components": 10}
 THREADS = (1, 2)
 ROUNDS = 3
+LONGER = {"numpyro": 205, "pyro": 205}  # iterations of the longer fit, so that all take seconds
 WORDS = {"numpyro": "probgen, NumPyro", "pyro": "probgen, Pyro"}
 TARGETS = {"numpyro": ("6 (prototype)", "≥ 4"), "pyro": ("3.5 (prototype)", "≥ 3")}
 CONTENDERS = ("numpyro", "pyro", "scikit-learn", *(("pomegranate",) if find_spec("pomegranate") else ()))
