@@ -73,3 +73,13 @@ def test_own_model_beats_independent_pixels(digits, capsys):
     assert independent + 30 < numbers["log_likelihood"] < 0
     bits = -numbers["log_likelihood"] / 64 / np.log(2)
     assert abs(numbers["bits_per_dim"] - bits) < 0.01
+
+
+def test_the_energies_have_their_normalisers_and_flows_come_closer_with_their_length():
+    """log Z as published to three digits (U2's in closed form); KL(q_K || p) against quadrature of the guide's own density."""
+    energies = example("energies.py")
+    found = {name: energies["log_evidence"](energy) for name, energy in energies["ENERGIES"].items()}
+    np.testing.assert_allclose(list(found.values()), [1.8775, 2.0824, 2.6420, 2.6850], atol=1e-3)
+    assert found["U2"] == pytest.approx(np.log(8 * 0.4 * np.sqrt(2 * np.pi)), abs=1e-6)
+    short, long = (energies["gap"](energies["wave"], length, 400, 0)[0] for length in (1, 8))
+    assert 0 < long < short - 0.1
