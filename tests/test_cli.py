@@ -240,7 +240,7 @@ def test_a_loss_is_named_in_words_that_are_parsed_and_never_run():
     assert made.num_particles == 50 and made.beta == Linear(0, 1, 10)
     for text, said in [
         ("iwa", "did you mean 'iwae'"),
-        ("IWAE(particles=3)", "it is called Bound(num_particles"),
+        ("IWAE(particles=3)", "it takes Bound(num_particles"),
         ("IWAE(", "does not parse"),
         ("__import__('os').system('true')", "neither a name nor a plain value"),
         ("IWAE(beta=open('x'))", "there is no loss 'open'"),
