@@ -22,7 +22,7 @@ _HOMES = {
     "load": "zoo",
     "list_models": "zoo",
     "load_data": "data",
-    "Calibration": "calibration.ranks",
+    "Calibration": "calibration.uniformity",
     "Data": "data",
     "Options": "fit.recipe",
     "Run": "run",
@@ -42,7 +42,7 @@ _HOMES = {
 _MODULES = ("pictures", "pyro", "numpyro")
 
 if TYPE_CHECKING:
-    from probgen.calibration.ranks import Calibration as Calibration
+    from probgen.calibration.uniformity import Calibration as Calibration
     from probgen.data import Data as Data
     from probgen.data import load_data as load_data
     from probgen.data.steps import Binarize as Binarize

@@ -13,8 +13,8 @@ from scipy import stats
 
 import probgen
 from probgen import cli, pictures
-from probgen.calibration import ranks
-from probgen.calibration.ranks import Calibration, in_words
+from probgen.calibration import uniformity
+from probgen.calibration.uniformity import Calibration, in_words
 from probgen.data import load_data
 from probgen.errors import ProbgenError
 from probgen.program import Program
@@ -101,7 +101,7 @@ def test_mean_field_on_a_correlated_posterior_is_shown_as_too_narrow(backend):
     for i, u in enumerate(found.components["z"].values()):
         middle = np.mean((u > 0.4) & (u < 0.6))
         assert np.mean(u < 0.1) > 1.5 * middle / 2 and np.mean(u > 0.9) > 1.5 * middle / 2  # the ranks are U-shaped
-        width = ranks.shape(u)[1]
+        width = uniformity.shape(u)[1]
         assert width == pytest.approx(np.sqrt(PRECISION[i, i] * V[i, i]), rel=0.12)
 
 
@@ -265,19 +265,19 @@ def test_exchangeable_components_are_put_in_order_in_truths_and_draws_alike():
 def test_the_band_holds_the_ecdf_of_uniform_numbers_as_often_as_it_says(simulations, level):
     """4,000 replications: the share inside may be four standard errors off, one false alarm in 16,000 seeds."""
     rng = np.random.default_rng(0)
-    within = np.mean([ranks.inside(rng.random(simulations), level) for _ in range(4000)])
+    within = np.mean([uniformity.inside(rng.random(simulations), level) for _ in range(4000)])
     assert abs(within - level) < 4 * np.sqrt(level * (1 - level) / 4000)
 
 
 def test_the_band_of_one_point_is_a_binomial_interval():
-    assert ranks._coverage(50, np.array([0.3]), np.array([10]), np.array([20])) == pytest.approx(
+    assert uniformity._coverage(50, np.array([0.3]), np.array([10]), np.array([20])) == pytest.approx(
         stats.binom(50, 0.3).cdf(20) - stats.binom(50, 0.3).cdf(9)
     )
 
 
 def test_ranks_count_draws_below_and_toss_for_ties():
     truth, draws = np.array([1.0, 5.0]), np.array([[0.0, 5.0], [2.0, 5.0], [0.5, 9.0]])
-    found = np.array([ranks.ranks(truth, draws, np.random.default_rng(i)) for i in range(600)])
+    found = np.array([uniformity.ranks(truth, draws, np.random.default_rng(i)) for i in range(600)])
     assert set(found[:, 0]) == {2}
     shares = np.bincount(found[:, 1], minlength=4) / 600  # two ties, none below: 0, 1 or 2
     assert shares[3] == 0 and np.abs(shares[:3] - 1 / 3).max() < 0.09  # 4.5 standard errors
@@ -332,7 +332,7 @@ MODEL = """
 import pyro, torch
 import pyro.distributions as dist
 from probgen.program import Program
-from probgen.calibration.ranks import Calibration, in_words
+from probgen.calibration.uniformity import Calibration, in_words
 
 def program(spec, narrow: float = 1.0) -> Program:
     def model(x):

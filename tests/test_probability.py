@@ -106,7 +106,7 @@ def test_a_score_of_a_program_that_cannot_be_importance_sampled_is_said(make):
     trained = make.factor_analysis(W[0], np.ones(4))
     with pytest.warns(UserWarning, match="exact likelihood"):
         run(probability, trained, lambda d: d["x"] @ A - 100, 2_000)
-    with pytest.warns(UserWarning, match="whole real line, and the site 'x' has not"):
+    with pytest.warns(UserWarning, match="whole real line, and the site 'x' is bounded"):
         run(probability, make.poisson_mixture(), lambda d: d["x"].sum(1) - 100.0, 2_000)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.calibration.ranks import Calibration, ranks
+from probgen.calibration.uniformity import Calibration, ranks
 from probgen.chunks import particles, pieces, seed_at
 from probgen.components import Axes, component_axes, renumbered, state_sites
 from probgen.errors import ProbgenError

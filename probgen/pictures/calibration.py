@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probgen.calibration.ranks import band, ecdf, inside
+from probgen.calibration.uniformity import band, ecdf, inside
 from probgen.pictures.canvas import BLUE, INK, MUTED, ORANGE, SHADE, axes, entitle, plain
 
 if TYPE_CHECKING:
