@@ -86,6 +86,7 @@ def test_a_rare_event_of_the_latents(gmm):
     assert abs(found.value - truth) < 4.5 * found.se and found.se < 0.2 * truth
 
 
+@pytest.mark.nightly
 def test_reported_errors_are_those_of_repetitions():
     """8 estimates of their own proposals: deviations in reported errors have sd 1 (0.3..2.0: 3e-3 of seeds)."""
     pytest.importorskip("pyro")
