@@ -37,7 +37,8 @@ def sample(
     that are not known: the known ones are held fixed, the rest of the data and the latents are drawn from their exact
     conditional, which mixtures and linear-Gaussian programs have (each row then with its own draw of the global
     latents, also of the prior), and autoregressive ones where in every row the known entries come first. Data that are
-    prepared at random (`Dequantize`) have no such conditional. Sites `z_1..z_T` of one shape are returned as `z`, [n, T, ...].
+    prepared at random (`Dequantize`) have no such conditional. Sites `z_1..z_T` of one shape are returned as `z`,
+    [n, T, ...].
 
     Raises:
         ProbgenError: a given array is missing, unknown, of another shape or out of its range, or holds data of a
