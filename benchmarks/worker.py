@@ -28,6 +28,9 @@ MEASUREMENTS = {
     "first-loss": "benchmarks.first_loss:measured",
     "em": "benchmarks.mixtures:iteration",
     "nuts-numpyro": "benchmarks.nuts_steps:measured",
+    "flows": "benchmarks.flow_steps:measured",
+    "flow-draws": "benchmarks.flow_steps:drawn",
+    "pixels": "benchmarks.pixels:measured",
 }
 
 

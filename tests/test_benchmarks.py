@@ -134,3 +134,84 @@ def test_the_numpyro_scan_by_hand_takes_the_engines_steps():
     # Other noise, the same course: the mean of the last 50 losses differs by less than 4 SE ≈ 0.2 nats.
     assert abs(float(by_hand[-50:].mean()) - metrics["loss"][-50:].mean()) < 0.2
     assert metrics["loss"][-50:].mean() < metrics["loss"][0] - 5
+
+
+def flows_of_peers(family):
+    pytest.importorskip("zuko")
+    from benchmarks.flow_steps import builders
+
+    return {peer: build() for peer, build in builders(family).items()}
+
+
+@pytest.mark.parametrize("family", ["realnvp", "maf", "nsf", "nsf-coupling"])
+def test_the_peers_have_the_parameters_of_the_zoos_flows(family):
+    pytest.importorskip("torch")
+    from benchmarks.flow_steps import DOCUMENTED, engine
+
+    ours = sum(p.numel() for p in engine(family, compile=False, rows=256).leaves.params.values())
+    for peer, model in flows_of_peers(family).items():
+        count = sum(p.numel() for p in model.parameters())
+        if family == "nsf-coupling" and peer != DOCUMENTED:  # networks of one half for the other, none masked
+            assert count == 3 * (8 * 64 + 64 + 64 * 64 + 64 + (64 + 1) * 8 * 23), peer
+        else:
+            assert count == ours, peer
+
+
+@pytest.mark.parametrize("family", ["maf", "nsf"])
+def test_zukos_step_by_hand_has_the_engines_loss_and_gradient(family):
+    torch = pytest.importorskip("torch")
+    from torch.func import functional_call, grad_and_value
+
+    from benchmarks.flow_steps import engine
+    from benchmarks.opponents_flows import flat
+
+    ours, model = engine(family, compile=False, rows=256, batch=32), flows_of_peers(family)["Zuko"]
+    state, names = ours.start(), ours.step.trainees["program"].names
+    vector, views = flat(model)
+    values = {name.replace("flow.", "flow$$$", 1): value for name, value in views(vector).items()}
+    state["params/program"] = torch.cat([values[name].reshape(-1) for name in names])
+    x = ours._tensors(ours.feed.batch(0))
+    with ours._scope(), torch.no_grad():
+        loss, _, gradient, _ = ours.step.gradient(state, "program", torch.tensor(0.0), x)
+        grads, by_hand = grad_and_value(lambda v: functional_call(model, v, (x["x"],)))(views(vector))
+    assert torch.allclose(loss, by_hand, rtol=1e-5)
+    for name, own in ours.step.views(names, gradient).items():
+        assert torch.allclose(own, grads[name.replace("$$$", ".")], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["realnvp", "nsf-coupling"])
+def test_zukos_density_layer_by_layer_is_its_own(family):
+    torch = pytest.importorskip("torch")
+    model, x = flows_of_peers(family)["Zuko"], torch.randn(8, 16)
+    torch.testing.assert_close(model.log_prob(x), model.flow().log_prob(x))
+
+
+def test_all_forms_of_a_peers_step_take_adams_steps(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from benchmarks.opponents_flows import FORMS
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    data, rows = 2 + torch.randn(64, 16), torch.randint(64, (20, 32))
+    models = {form: flows_of_peers("realnvp") for form in FORMS}
+    for peer in models["eager"]:
+        losses = {}
+        for form, make in FORMS.items():
+            step = make(models[form][peer], 1e-2)
+            losses[form] = [step(data, row).item() for row in rows]
+        assert losses["whole"][-1] < losses["whole"][0] - 5, peer
+        for form in FORMS:
+            np.testing.assert_allclose(losses[form], losses["whole"], rtol=1e-3, err_msg=f"{peer}, {form}")
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_the_loops_by_hand_draw_the_same_images(backend, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip(backend)
+    from benchmarks import pixels
+
+    monkeypatch.setattr(pixels, "SPREAD", 1e5)  # every pixel is certain, given those before it
+    run = pixels.trained(backend, side=6)
+    image = run.sample(2)["x"].reshape(2, -1)
+    assert 0 < image.mean() < 1
+    for loop in (pixels.plain, pixels.masked_once, pixels.careful):
+        np.testing.assert_array_equal(loop(*pixels.parts(run.params), 2).numpy(), image, err_msg=loop.__name__)
