@@ -102,4 +102,4 @@ class Zuko(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws without gradients."""
         with torch.no_grad():
-            return self.rsample(sample_shape) if self.has_rsample else self.fn.sample(torch.Size(sample_shape))
+            return self.fn.sample(torch.Size(sample_shape))  # without its density, which takes Zuko a pass more
