@@ -249,9 +249,9 @@ def law_density(subject: Subject) -> Verdict:
 def law_compiled(subject: Subject) -> Verdict:
     """The compiled step gives the losses of the eager one, with the same random stream."""
     law = "compiled"
-    eager, compiled = (subject.engine(compile=c, precision="64") for c in (False, True))
     if hasattr(subject.program.by, "engine"):
         return Verdict(law, None, "what learns this program takes no gradient steps that could be compiled")
+    eager, compiled = (subject.engine(compile=c, precision="64") for c in (False, True))
     _, one = eager.advance(eager.start(), 0, 3)
     _, two = compiled.advance(compiled.start(), 0, 3)
     if compiled.note:
