@@ -20,8 +20,9 @@ def khat(
 ) -> Axes:
     """Histogram of k-hat per datum: the tail index of the importance weights p(x, z) / q(z | x).
 
-    Measured with `k` weights: as many as the evaluation had, at most 1000. Below 0.5 the guide stands close to the posterior; above 0.7 numbers weighted by it are not to be trusted
-    (Vehtari et al. 2024, Pareto smoothed importance sampling).
+    Measured with `k` weights: as many as the evaluation had, at most 1000, drawn anew. Below 0.5 the guide stands close to
+    the posterior; above 0.7 numbers weighted by it are not to be trusted (Vehtari et al. 2024, Pareto smoothed importance
+    sampling).
     """
     k = k or min(1000, ((run.evaluation or {}).get("protocol") or {}).get("k") or 1000)
     values = measured(run, data, k, rows, seed)
@@ -35,8 +36,8 @@ def khat(
         ax.axvline(limit, color=colour, linewidth=1.4, linestyle=(0, (4, 3)), label=f"{word} below {limit}")
     legend(ax)
     share = float(np.mean(values > 0.7))
-    title = f"k-hat of {len(values):,} data, k = {k:,}: median {np.median(values):.2f}, {share:.1%} above 0.7"
-    return plot(ax, title, "k-hat", "data")
+    title = f"k-hat: median {np.median(values):.2f}, {share:.1%} above 0.7"
+    return plot(ax, title, f"k-hat of {len(values):,} data, {k:,} weights each", "data")
 
 
 def measured(run: Any, data: Any, k: int, rows: int, seed: int) -> np.ndarray:
