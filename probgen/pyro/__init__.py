@@ -1,6 +1,8 @@
 """probgen on Pyro: losses, the engine that compiles them, and a drop-in `SVI`."""
 
+from probgen.pyro.denoiser import Denoiser as Denoiser
 from probgen.pyro.device import has_cuda as has_cuda
+from probgen.pyro.diffusion_elbo import DiffusionELBO as DiffusionELBO
 from probgen.pyro.elbo import ELBO as ELBO
 from probgen.pyro.elbo import IWAE as IWAE
 from probgen.pyro.em import EM as EM

@@ -73,9 +73,14 @@ class DataPlate(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
+def rows_factor() -> float:
+    """N / B, by which an engine makes a batch stand for all rows: what a loss that has no sites scales by itself."""
+    return next((h.scale for h in _PYRO_STACK if isinstance(h, DataPlate)), 1.0)
+
+
 def rows_stood_for(trace: poutine.Trace, plates: tuple[str, ...]) -> tuple[Any, Any]:
     """(N, N / B) of the data plates in a trace: how many rows they stand for, and what one row at hand counts."""
-    active = next((h.scale for h in _PYRO_STACK if isinstance(h, DataPlate)), 1.0)
+    active = rows_factor()
     for site in trace.nodes.values():
         for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
             if frame.name in plates:

@@ -15,7 +15,7 @@ class DenseConditioner(nn.Module):
         super().__init__()
         sizes = (size, *(hidden,) * layers)
         inner = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
-        self.layers = nn.Sequential(*inner, _zero(nn.Linear(sizes[-1], outputs)))
+        self.layers = nn.Sequential(*inner, zeroed(nn.Linear(sizes[-1], outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [*, size] → [*, outputs]."""
@@ -32,7 +32,7 @@ class ConvConditioner(nn.Module):
             nn.ReLU(),
             nn.Conv2d(hidden, hidden, 1),
             nn.ReLU(),
-            _zero(nn.Conv2d(hidden, outputs, 3, padding=1)),
+            zeroed(nn.Conv2d(hidden, outputs, 3, padding=1)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +41,8 @@ class ConvConditioner(nn.Module):
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
-def _zero(layer: nn.Module) -> nn.Module:
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all weights zero, so that a branch or an answer starts as nothing."""
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     return layer
