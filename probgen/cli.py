@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
@@ -272,6 +273,8 @@ def _sample(words: list[str]) -> int:
     line.add("--seed", int, "of the draws (default: 0)")
     line.add("--given", str, "values of arrays that the model is given, e.g. 'y=3'")
     line.add("--prior", bool, "take global latents from the model, not from the posterior")
+    line.add("--sampler", str, "of a diffusion, e.g. ddim or 'DDIM(50, eta=0.5)' (default: the program itself)")
+    line.add("--steps", int, "of the sampler")
     line.add("--out", str, "the file of the draws (default: RUN/samples.npz)")
     options = line.parse(words)
     target = _target("--out", options.get("out"), ".npz")
@@ -281,12 +284,25 @@ def _sample(words: list[str]) -> int:
         seed=options.get("seed", 0),
         given=_assignments(options["given"]) if "given" in options else None,
         prior=options.get("prior", False),
+        sampler=_sampler(options),
     )
     for name, value in values.items():
         print(f"{name}: {' x '.join(str(n) for n in value.shape)}")
     for written in _write_samples(run, values, target):
         print(written)
     return 0
+
+
+def _sampler(options: dict[str, Any]) -> Any:
+    """The sampler that `--sampler` names, with `--steps` steps; None where the program samples itself."""
+    from probgen.diffusion.samplers import SAMPLERS
+
+    if "sampler" not in options:
+        if "steps" in options:
+            raise ProbgenError("`--steps` are those of a sampler: name one, e.g. --sampler ddim")
+        return None
+    sampler = called(options["sampler"], {each.__name__: each for each in SAMPLERS}, "sampler")
+    return dataclasses.replace(sampler, steps=options["steps"]) if "steps" in options else sampler
 
 
 def _posterior(words: list[str]) -> int:

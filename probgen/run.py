@@ -341,13 +341,13 @@ class Run:
         prior: bool = False,
         sampler: Any = None,
     ) -> dict[str, np.ndarray]:
-        """`n` draws of every site of the model, data sites in the data's own units."""
+        """`n` draws of every site of the model, data sites in the data's own units; by a `sampler` of the data alone."""
         from probgen.sample import sample
 
-        if sampler is not None:
-            raise ProbgenError("a sampler needs a program with a denoiser: this one is sampled by running it")
         with self._told():
-            return sample(self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior)
+            return sample(
+                self.trained, self.preparation, self.spec, n, seed=seed, given=given, prior=prior, sampler=sampler
+            )
 
     def posterior(
         self, data: Any = None, draws: int = 100, rows: int = 1000, seed: int = 0, predictive: bool = False

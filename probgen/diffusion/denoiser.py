@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,12 @@ class GaussianChain:
                 f"Denoiser: variance={variance!r} is none of {', '.join(VARIANCES)}, and no function of (t, s)"
             )
         refuse_no_steps(steps)
+        left = schedule.alpha(1.0)
+        if predicts in ("noise", "score") and isinstance(left, Real) and left == 0:
+            raise ProbgenError(
+                f"Denoiser: a network that predicts {predicts} says nothing of the data at t = 1, where {schedule!r} leaves nothing "
+                "of them: predict velocity, v or data"
+            )
         self.network, self.schedule, self.predicts = network, schedule, predicts
         self.steps, self.variance, self.levels, self.site = steps, variance, levels, site
         self.labels, self.classes, self.guidance = labels, classes, 0.0
@@ -184,6 +191,13 @@ class GaussianChain:
     def embed(self, x: Any) -> Any:
         """Data as the chain sees them: real ones as they are, levels 0..L − 1 in −1..1."""
         return x if self.levels is None else x * (2.0 / (self.levels - 1)) - 1.0
+
+    def restored(self, x: Any) -> Any:
+        """The reverse of `embed`: whole numbers are the nearest ones."""
+        if self.levels is None:
+            return x
+        xp = namespace(x)
+        return xp.clip(xp.round((x + 1) * ((self.levels - 1) / 2)), 0, self.levels - 1)
 
     def before(self, t: Any, s: Any = None) -> Any:
         """The time one step before t, where no other is given."""

@@ -21,14 +21,18 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor, nn
 
 from probgen.cells import GAUSSIAN, Cell, row_axis
+from probgen.diffusion.requirements import denoiser_of
+from probgen.diffusion.samplers import Sampler
 from probgen.errors import ProbgenError
 from probgen.program import Program, Site, Structure, rows_of
+from probgen.pyro.denoiser import Denoiser
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
 from probgen.pyro.enumeration import enumerated_traces, state_table
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.plan import Plan, make_plan, owned
+from probgen.pyro.samplers import sampled
 from probgen.pyro.support import refuse_out_of_support
-from probgen.pyro.trace import callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
+from probgen.pyro.trace import bound, callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
 from probgen.pyro.weights import datum_terms, drawn_traces, local_terms, row_dim
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
@@ -205,6 +209,18 @@ class Trained:
         with self._quiet(seed):
             nodes = poutine.trace(self._model).get_trace(**self._tensors(arrays)).nodes
             return {name: _array(nodes[name]["fn"].complete(v)) for name, v in self._tensors(values).items()}
+
+    def sampled(self, sampler: Sampler, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """As many rows of the data site as there are in `arrays`, by a sampler of the program's denoiser."""
+        with self._quiet(seed):
+            batch = self._tensors(arrays)
+            chain = self.denoiser(batch, type(sampler).__name__)
+            rows = batch[chain.site]
+            return {chain.site: _array(chain.restored(sampled(chain, sampler, chain.prior(rows).sample((len(rows),)))))}
+
+    def denoiser(self, batch: Mapping[str, Tensor], needs: str) -> Denoiser:
+        """What the program's denoiser says with the weights in place; `needs` is named where there is none."""
+        return bound(denoiser_of(self.program, needs), like=self.program.model)(**batch)
 
     def decode(
         self, latents: Mapping[str, np.ndarray], n: int, seed: int, arrays: Mapping[str, np.ndarray]

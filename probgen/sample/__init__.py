@@ -28,6 +28,7 @@ def sample(
     seed: int = 0,
     given: Mapping[str, Any] | None = None,
     prior: bool = False,
+    sampler: Any = None,
 ) -> dict[str, np.ndarray]:
     """`n` rows of every site of the model, data sites taken back through `prepare`.
 
@@ -37,7 +38,8 @@ def sample(
     that are not known: the known ones are held fixed, the rest of the data and the latents are drawn from their exact
     conditional, which mixtures and linear-Gaussian programs have (each row then with its own draw of the global
     latents, also of the prior), and autoregressive ones where in every row the known entries come first. Data that are
-    prepared at random (`Dequantize`) have no such conditional. Sites `z_1..z_T` of one shape are returned as `z`,
+    prepared at random (`Dequantize`) have no such conditional. A `sampler` (`DDIM(50)`) draws the data site alone, by the
+    program's denoiser instead of a run of its model. Sites `z_1..z_T` of one shape are returned as `z`,
     [n, T, ...].
 
     Raises:
@@ -50,6 +52,8 @@ def sample(
     held = {name: value for name, value in (given or {}).items() if structure.arrays.get(name) == "data"}
     conditions = {name: value for name, value in (given or {}).items() if name not in held}
     arrays = prepared_arrays(structure, preparation, spec, n, conditions, seed)
+    if sampler is not None:
+        return _by_sampler(trained, preparation, spec, sampler, arrays, seed, held)
     known = known_entries(structure, preparation, spec, held, n)
     by_row, whole = impute(trained, known, arrays, n, seed, prior) if held else _run(trained, n, seed, arrays, prior)
     draws = stack_numbered(whole, 0) | stack_numbered(by_row, 1)
@@ -118,6 +122,24 @@ def _run(trained: Any, n: int, seed: int, arrays: Draws, prior: bool) -> tuple[D
         else:
             whole[name] = value
     return by_row, whole
+
+
+def _by_sampler(
+    trained: Any, preparation: Any, spec: Mapping[str, Any], sampler: Any, arrays: Draws, seed: int, held: Draws
+) -> Draws:
+    """Rows of the data site from the program's denoiser, some thousands at a time."""
+    if held:
+        raise ProbgenError(
+            f"sample: a sampler draws whole rows, and {next(iter(held))!r} in `given` holds a part of them: leave the sampler "
+            "out, or the data"
+        )
+    parts, first = [], 0
+    for i, size in enumerate(pieces(len(next(iter(arrays.values()))), particles(trained.structure))):
+        rows = {name: value[first : first + size] for name, value in arrays.items()}
+        parts.append(trained.sampled(sampler, rows, seed_at(seed, i)))
+        first += size
+    draws = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return to_data_units(draws, preparation, arrays_of(trained.structure, preparation.spec(spec)))
 
 
 def _has_rows(site: Site | None, value: np.ndarray, rows: int) -> bool:
