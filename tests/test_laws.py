@@ -17,10 +17,12 @@ TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]
 # Families whose twins are held to each other in a test of their own, with their own options and names of weights.
 ELSEWHERE = {"fvsbn", "made"}  # test_autoregressive.py
 ELSEWHERE |= {"realnvp", "spline"}  # test_flows_numpyro.py
+ELSEWHERE |= {"hvae"}  # test_hvae.py
 ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
 # What a file is run on: a set of vectors and one of images; and more options where a file has other networks or sites.
 ON = ("digits", "two-moons")
 VARIANTS = {"vae": ("digits", {"network": "conv", "hidden": 32}), "gmm": ("two-moons", {"bayesian": True})}
+VARIANTS |= {"hvae": ("digits", {"depth": 3, "warmup": 10})}
 VARIANTS |= {f"{name}_numpyro": case for name, case in VARIANTS.items()}
 VARIANTS |= {name: ("digits", {"network": "dense"}) for name in ("realnvp", "glow")}
 VARIANTS |= {"planar": ("two-moons", {"kind": "radial"}), "spline": ("two-moons", {"coupling": True})}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DRAWS = 1000  # draws of the model that its prior's mean and sd are taken from
+_BELOW = 64  # draws of the latents between the one that is shown and the data
 
 
 def traversal(
@@ -105,7 +106,7 @@ def prior_scale(run: Any, data: Any, site: str, seed: int) -> tuple[np.ndarray, 
 def decode(run: Any, data: Any, site: str, points: np.ndarray, shown: str, seed: int) -> np.ndarray:
     """Means of a data array, in data units, at the given values of one latent.
 
-    Latents above it are held at one draw of the model, those below it follow it.
+    Latents above it are held at one draw of the model, those below it are averaged over.
     """
     n, structure = len(points), run.structure
     arrays = material.placeholders(run, data, _DRAWS, seed)
@@ -115,8 +116,9 @@ def decode(run: Any, data: Any, site: str, points: np.ndarray, shown: str, seed:
     held = [name for name, s in structure.latents.items() if s.local and not _follows(structure, name, site)]
     latents = {name: np.repeat(np.asarray(drawn[name]), n, 0) for name in held if name in drawn}
     latents[site] = points.reshape(n, *np.shape(drawn[site])[1:]).astype(np.asarray(drawn[site]).dtype)
-    decoded = run.trained.decode(latents, n, seed=seed, arrays=arrays)
-    return material.data_means(run, shown, decoded)
+    times = _BELOW if any(_follows(structure, name, site) for name in structure.latents) else 1
+    decoded = [run.trained.decode(latents, n, seed=seed + i, arrays=arrays) for i in range(times)]
+    return material.data_means(run, shown, {name: np.mean([d[name] for d in decoded], axis=0) for name in decoded[0]})
 
 
 def _follows(structure: Any, name: str, site: str) -> bool:

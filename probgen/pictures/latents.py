@@ -53,7 +53,8 @@ def latents(
 def latent_site(run: Any, site: str | None = None) -> str:
     """The continuous local latent a picture shows: the one named, else the first the guide draws."""
     structure = run.structure
-    there = [n for n, s in structure.sampled.items() if s.local and not s.discrete]
+    sampled = structure.sampled
+    there = [n for n in structure.guide if n in sampled and sampled[n].local and not sampled[n].discrete]
     if site is not None and site not in there:
         raise ProbgenError(
             f"the program has no continuous latent {site!r} drawn per datum; there is {', '.join(there) or 'none'}"
