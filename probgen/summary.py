@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _MEANING = {
     "log_likelihood": ("log-likelihood", "nats per datum", "log p(x), by importance weights where there are latents"),
     "elbo": ("ELBO", "nats per datum", "a lower bound of log p(x); the gap is what the guide misses"),
+    "ode_log_likelihood": ("log-likelihood, ODE", "nats per datum", "log p(x) by the probability flow of a diffusion"),
     "bits_per_dim": ("bits per dimension", "bits", "−log₂ p(x) divided by the number of values per datum"),
     "nats_per_dim": ("nats per dimension", "nats", "−log p(x) divided by the number of values per datum"),
     "k_hat": ("k-hat, median", "", "tail of the importance weights: below 0.5 good, above 0.7 not to be trusted"),

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from probgen.arrays import namespace, spread
+from probgen.diffusion.levels import nearest
 from probgen.diffusion.schedules import NoiseSchedule
 from probgen.errors import ProbgenError, did_you_mean
 
@@ -194,10 +195,7 @@ class GaussianChain:
 
     def restored(self, x: Any) -> Any:
         """The reverse of `embed`: whole numbers are the nearest ones."""
-        if self.levels is None:
-            return x
-        xp = namespace(x)
-        return xp.clip(xp.round((x + 1) * ((self.levels - 1) / 2)), 0, self.levels - 1)
+        return x if self.levels is None else nearest(x, self.levels)
 
     def before(self, t: Any, s: Any = None) -> Any:
         """The time one step before t, where no other is given."""
@@ -231,7 +229,13 @@ class GaussianChain:
         """That of x itself given x_{1/T}, where the posterior's would be zero: β_1, or that of the function given."""
         if callable(self.variance):
             return spread(self.variance(t, 0.0), said.x_t)
-        return spread(self.schedule.fresh(0.0, t) * self.schedule.sigma(t) ** 2, said.x_t)
+        return spread(self.schedule.sigma(t) ** 2, said.x_t)
+
+    def between(self, t: Any, s: Any) -> tuple[Any, Any]:
+        """(α_{t|s}, σ_{t|s}); data are clean at s = 0, also where the schedule begins with some noise."""
+        if isinstance(s, Real) and s <= 0:
+            return self.schedule.alpha(t), self.schedule.sigma(t)
+        return self.schedule.between(s, t)
 
     def noised(self, x: Any, t: Any, noise: Any) -> Any:
         """x_t = α_t x + σ_t ε, of embedded data."""

@@ -21,3 +21,12 @@ def denoiser_of(program: Program, needs: str) -> Callable[..., Any]:
             "registers the network and returns a Denoiser, as models/diffusion/ddpm.py does"
         )
     return program.denoiser
+
+
+def refuse_not_gaussian(chain: Any, kind: type, needs: str) -> None:
+    """Refuse a chain of other noise than the Gaussian `kind`, which `needs` steps through."""
+    if not isinstance(chain, kind):
+        raise ProbgenError(
+            f"{needs} takes steps through Gaussian noise, and this program has a {type(chain).__name__}: leave the sampler out, "
+            "so that the program itself is run"
+        )

@@ -94,17 +94,18 @@ def asked_at(chain: GaussianChain) -> tuple[float, float]:
             f"a grid of noise-to-signal ratios has no end where nothing of the data is left, as in {at!r} at t = 1: take DDIM, "
             "whose grid is of times, and which there is Euler's method along straight lines"
         )
-    low, high = at.noise_to_signal(np.array([_first(chain), 1.0]))
+    low, high = at.noise_to_signal(np.array([first_time(chain), 1.0]))
     return float(low), float(high)
 
 
 def times_at(chain: GaussianChain, ratios: np.ndarray) -> np.ndarray:
     """The times of falling ratios ς, and then 0."""
-    inner = chain.schedule.in_numbers().time_of(ratios[1:], start=_first(chain))
+    inner = chain.schedule.in_numbers().time_of(ratios[1:], start=first_time(chain))
     return np.concatenate([[1.0], inner, [0.0]])
 
 
-def _first(chain: GaussianChain) -> float:
+def first_time(chain: GaussianChain) -> float:
+    """The earliest time at which the network is asked."""
     return min(FIRST_TIME, 1 / chain.steps)
 
 
@@ -269,7 +270,7 @@ class AnnealedLangevin(Sampler):
     def times(self, chain: GaussianChain) -> np.ndarray:
         """Every level `repeats` times, and then 0."""
         at = chain.schedule.in_numbers()
-        first = 0.0 if float(at.sigma(0.0)) > 0 else _first(chain)
+        first = 0.0 if float(at.sigma(0.0)) > 0 else first_time(chain)
         levels = at.time_of(np.geomspace(*at.noise_to_signal(np.array([1.0, first])), self.steps), start=first)
         return np.concatenate([np.repeat(levels, self.repeats), [first]])
 

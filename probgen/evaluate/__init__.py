@@ -15,13 +15,16 @@ import numpy as np
 from probgen.chunks import particles, seed_at
 from probgen.components.relabel import agreed
 from probgen.data.feed import evaluation_batches
+from probgen.energy.requirements import weighs_its_data
 from probgen.errors import ProbgenError
 from probgen.evaluate.batch import Batch
 from probgen.evaluate.latents import ActiveUnits
 from probgen.evaluate.likelihood import Likelihood
 from probgen.evaluate.predictive import NO_GUIDE, Predictive, no_density
+from probgen.evaluate.probability_flow import ProbabilityFlow
 from probgen.evaluate.reconstruction import Reconstruction
 from probgen.evaluate.terms import Terms
+from probgen.evaluate.unnormalised import Weighed
 from probgen.nuts.draws import gives_density
 from probgen.sites import arrays_of
 from probgen.supports import refuse_outside
@@ -41,6 +44,8 @@ NO_LIKELIHOOD = {
     "unnormalised": "log_likelihood, elbo and bits_per_dim are not defined: the program has a factor, so its density "
     "is known only up to a constant",
 }
+
+NO_ELBO = "elbo and term/<site> are not defined: the program has a factor, and its constant is estimated, not bounded"
 
 
 def evaluate(
@@ -71,7 +76,7 @@ def evaluate(
     if k < 2:
         raise ProbgenError(f"evaluate: `k` is {k}, and an error estimate needs at least 2 importance samples")
     structure = trained.structure
-    parts, notes = _parts(trained, preparation, spec, k)
+    parts, notes = _parts(trained, preparation, spec, k, seed)
     for batch in batches(trained, preparation, rows, seed):
         for part in parts:
             part.add(batch)
@@ -90,7 +95,7 @@ def evaluate(
         "prepare": preparation.to_json(),
         "split": split,
         "rows": len(rows),
-        "k": k if structure.kind == "latent" and draws is None else None,
+        "k": k if (structure.kind == "latent" and draws is None) or "log_z" in numbers else None,
         "seed": seed,
         "estimator": estimators[0] if estimators else None,
         "kind": structure.kind,
@@ -112,8 +117,8 @@ def log_likelihood(trained: Any, preparation: Any, rows: Any, spec: Mapping[str,
     if not len(rows) or k < 2:
         what = "there are no rows" if not len(rows) else f"`k` is {k}"
         raise ProbgenError(f"log_likelihood: {what}; give at least one row and two importance samples")
-    parts, notes = _parts(trained, preparation, spec, k)
-    kept = [part for part in parts if isinstance(part, Likelihood | Predictive)]
+    parts, notes = _parts(trained, preparation, spec, k, seed)
+    kept = [part for part in parts if isinstance(part, Likelihood | Predictive | Weighed)]
     if not kept:
         raise ProbgenError(notes[0])
     for batch in batches(trained, preparation, rows, seed):
@@ -134,10 +139,12 @@ def batches(trained: Any, preparation: Any, rows: Any, seed: int) -> Iterator[Ba
         yield Batch(arrays, np.asarray(log_jacobian), np.asarray(indices), seed_at(seed, i))
 
 
-def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> tuple[list[Any], list[str]]:
+def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int, seed: int) -> tuple[list[Any], list[str]]:
     """What the program's kind allows to be computed, and what is to be said about the rest."""
     structure = trained.structure
     parts: list[Any] = []
+    if weighs_its_data(structure) and "given" not in structure.arrays.values():
+        return [Weighed(trained, k, data_dims(trained, preparation, spec), seed)], [NO_ELBO]
     notes = [NO_LIKELIHOOD[structure.kind]] if structure.kind in NO_LIKELIHOOD else []
     if getattr(trained, "draws", None) is not None:
         if gives_density(structure):
@@ -146,7 +153,10 @@ def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int) -> t
             notes += [NO_GUIDE] if notes else [no_density(structure), NO_GUIDE]
     elif not notes:
         draws = 1 if structure.kind == "exact" else min(k, TERM_DRAWS)
-        parts += [Likelihood(trained, k, data_dims(trained, preparation, spec)), Terms(trained, draws)]
+        dims = data_dims(trained, preparation, spec)
+        parts += [Likelihood(trained, k, dims), Terms(trained, draws)]
+        if getattr(trained, "has_probability_flow", False):
+            parts.append(ProbabilityFlow(trained, dims))
     if structure.sampled:
         parts += [Reconstruction(trained, preparation, spec), ActiveUnits(trained, UNIT_DRAWS)]
     return parts, notes

@@ -26,7 +26,7 @@ class Denoiser(GaussianChain):
 
     def forward(self, x_s: Tensor, t: Any, s: Any = None) -> dist.TorchDistribution:
         """q(x_t | x_s) = N(α_{t|s} x_s, σ²_{t|s}); without s the step before t."""
-        alpha, sigma = self.schedule.between(self.before(t, s), t)
+        alpha, sigma = self.between(t, self.before(t, s))
         return dist.Normal(alpha * x_s, _number(sigma, x_s)).to_event(x_s.dim() - 1)
 
     def reverse(self, x_t: Tensor, t: Any, s: Any = None) -> dist.TorchDistribution:

@@ -21,15 +21,20 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor, nn
 
 from probgen.cells import GAUSSIAN, Cell, row_axis
-from probgen.diffusion.requirements import denoiser_of
+from probgen.diffusion.requirements import denoiser_of, refuse_not_gaussian
 from probgen.diffusion.samplers import Sampler
+from probgen.energy import Langevin
+from probgen.energy.requirements import refuse_escaped, refuse_unscored
 from probgen.errors import ProbgenError
+from probgen.nuts.chains import Sampling
 from probgen.program import Program, Site, Structure, rows_of
 from probgen.pyro.denoiser import Denoiser
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
+from probgen.pyro.energy import langevin, parts_and_scores
 from probgen.pyro.enumeration import enumerated_traces, state_table
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.plan import Plan, make_plan, owned
+from probgen.pyro.probability_flow import log_density
 from probgen.pyro.samplers import sampled
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import bound, callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
@@ -215,8 +220,45 @@ class Trained:
         with self._quiet(seed):
             batch = self._tensors(arrays)
             chain = self.denoiser(batch, type(sampler).__name__)
+            refuse_not_gaussian(chain, Denoiser, type(sampler).__name__)
             rows = batch[chain.site]
             return {chain.site: _array(chain.restored(sampled(chain, sampler, chain.prior(rows).sample((len(rows),)))))}
+
+    def by_chain(self, chain: Langevin, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """As many rows of the data site as there are in `arrays`, each after the last step of a chain of its own."""
+        refuse_unscored(self.structure, type(chain).__name__)
+        if isinstance(chain, Sampling):
+            raise ProbgenError("NUTS as a sampler of data is NumPyro's: give sampler=Langevin(), or write the program in it")
+        (name,) = self.structure.observed
+        with self._quiet(seed):
+            batch = self._tensors(arrays)
+            start = poutine.trace(poutine.uncondition(self._model)).get_trace(**batch).nodes[name]["value"]
+            return refuse_escaped({name: _array(langevin(self._model, batch, start, name, chain))}, chain)
+
+    def log_parts(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """log p(x_n) of the only data site and the log of all factors, [B] each, and their gradients, [B, ...]; float64."""
+        with self._quiet(0):
+            (name,) = self.structure.observed
+            return tuple(_array(v).astype(np.float64) for v in parts_and_scores(self._model, self._tensors(arrays), name))
+
+    @property
+    def has_probability_flow(self) -> bool:
+        """Whether the program is a Gaussian diffusion, so that its data have a density by the probability flow too."""
+        if self.program.denoiser is None or self.structure.kind != "latent":
+            return False
+        with self._quiet(0):
+            return isinstance(self.denoiser(self._tensors(self.arrays), "the probability flow"), Denoiser)
+
+    def flow_log_likelihood(self, arrays: Mapping[str, np.ndarray], trace: str, seed: int) -> np.ndarray:
+        """log p(x_1) + log p(x | x_1) − log q(x_1 | x) at a draw of x_1, p(x_1) by the probability flow, [B]."""
+        with self._quiet(seed):
+            batch = self._tensors(arrays)
+            chain = self.denoiser(batch, "the probability flow")
+            t, x = 1 / chain.steps, batch[chain.site]
+            near = chain.forward(chain.embed(x), t, 0.0)
+            x_1 = near.sample()
+            decoded = chain.decoder(x_1).log_prob(x) - near.log_prob(x_1)
+            return _array(decoded + log_density(chain, x_1, t, trace=trace))
 
     def denoiser(self, batch: Mapping[str, Tensor], needs: str) -> Denoiser:
         """What the program's denoiser says with the weights in place; `needs` is named where there is none."""

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from probgen.chunks import particles, pieces, seed_at
+from probgen.energy import Langevin
+from probgen.energy.requirements import usual_chain, weighs_its_data
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.nuts.chains import Sampling
 from probgen.program import Site, Structure
 from probgen.sample.impute import GLOBAL_DRAWS, global_draws, impute
 from probgen.sample.known import known_entries
@@ -52,6 +55,8 @@ def sample(
     held = {name: value for name, value in (given or {}).items() if structure.arrays.get(name) == "data"}
     conditions = {name: value for name, value in (given or {}).items() if name not in held}
     arrays = prepared_arrays(structure, preparation, spec, n, conditions, seed)
+    if sampler is None and not held and not prior and weighs_its_data(structure):
+        sampler = usual_chain()
     if sampler is not None:
         return _by_sampler(trained, preparation, spec, sampler, arrays, seed, held)
     known = known_entries(structure, preparation, spec, held, n)
@@ -127,7 +132,7 @@ def _run(trained: Any, n: int, seed: int, arrays: Draws, prior: bool) -> tuple[D
 def _by_sampler(
     trained: Any, preparation: Any, spec: Mapping[str, Any], sampler: Any, arrays: Draws, seed: int, held: Draws
 ) -> Draws:
-    """Rows of the data site from the program's denoiser, some thousands at a time."""
+    """Rows of the data site from the program's denoiser, or from chains that follow its density, some thousands at a time."""
     if held:
         raise ProbgenError(
             f"sample: a sampler draws whole rows, and {next(iter(held))!r} in `given` holds a part of them: leave the sampler "
@@ -136,7 +141,8 @@ def _by_sampler(
     parts, first = [], 0
     for i, size in enumerate(pieces(len(next(iter(arrays.values()))), particles(trained.structure))):
         rows = {name: value[first : first + size] for name, value in arrays.items()}
-        parts.append(trained.sampled(sampler, rows, seed_at(seed, i)))
+        draw = trained.by_chain if isinstance(sampler, Langevin | Sampling) else trained.sampled
+        parts.append(draw(sampler, rows, seed_at(seed, i)))
         first += size
     draws = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return to_data_units(draws, preparation, arrays_of(trained.structure, preparation.spec(spec)))

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-FAR = 1e6  # standard deviations: where the outermost bins end
+from probgen.diffusion.levels import log_mass, nearest
 
 
 class DiscretizedGaussian(TorchDistribution):
@@ -51,20 +51,14 @@ class DiscretizedGaussian(TorchDistribution):
         """log P(k)."""
         if self._validate_args:
             self._validate_sample(value)
-        center, half = value * (2 / (self.levels - 1)) - 1, 1 / (self.levels - 1)
-        low = torch.where(value <= 0, -FAR, (center - half - self.loc) / self.scale)
-        high = torch.where(value >= self.levels - 1, FAR, (center + half - self.loc) / self.scale)
-        turned = low > 0  # the two tails are alike, and small numbers are exact in the lower one
-        low, high = torch.where(turned, -high, low), torch.where(turned, -low, high)
-        log_high = torch.special.log_ndtr(high)
-        return log_high + torch.log1p(-torch.exp(torch.special.log_ndtr(low) - log_high))
+        return log_mass(value, self.loc, self.scale, self.levels, torch.special.log_ndtr)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws k, as floats."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             drawn = torch.normal(self.loc.expand(shape), self.scale.expand(shape))
-            return ((drawn + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+            return nearest(drawn, self.levels)
 
     @property
     def mean(self) -> Tensor:
