@@ -23,7 +23,7 @@ from probgen.data.prepare import Preparation
 from probgen.fit import Options
 from probgen.pyro import Engine
 
-ADVANCE, DRAW, DOCUMENTED = "probgen.fit (Engine.advance)", "probgen", "Zuko, NSF(passes=2)"
+ADVANCE, DRAW = "probgen.fit (Engine.advance)", "probgen"
 PEERS = {"Zuko": "zuko", "normflows": "normflows", "nflows": "nflows"}
 BATCH, ROWS = 256, 4096
 RACE = 4  # rounds in which the forms of one peer run against each other
@@ -52,8 +52,6 @@ def engine(family: str, compile: bool = True, rows: int = ROWS, batch: int = BAT
 def builders(family: str) -> dict[str, Callable[[], Opponent]]:
     """What makes the flow of each peer that is installed."""
     makers = {peer: getattr(opponents_flows, module) for peer, module in PEERS.items() if find_spec(module)}
-    if family == "nsf-coupling" and "Zuko" in makers:
-        makers[DOCUMENTED] = opponents_flows.zuko_passes
     return {peer: lambda make=make: _seeded(make, family) for peer, make in makers.items()}
 
 

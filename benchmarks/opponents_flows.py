@@ -87,14 +87,6 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def zuko_passes(family: str) -> Opponent:
-    """`zuko.flows.NSF(passes=2)`, its documented way to couplings: masked networks whose every output is computed."""
-    from probgen.pyro.distributions import zuko_flows
-
-    flow = zuko_flows().NSF(SIZE, transforms=LAYERS[family], bins=BINS, passes=2, hidden_features=(HIDDEN, HIDDEN))
-    return Opponent(flow, _zuko_log_prob, lambda flow, n: flow().sample((n,)))
-
-
 # -- normflows --------------------------------------------------------------------------------------------------------
 
 

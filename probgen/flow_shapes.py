@@ -38,6 +38,14 @@ def refuse_misfit(transform: str, wanted: int, batch_shape: Sequence[int], event
     )
 
 
+def outside_the_base(site: str, where: str, value: float) -> str:
+    """What is said of data that a flow maps to where its base has no density."""
+    return (
+        f"{where} has a row that the flow of the site {site!r} maps to {value:g}, outside the support of its base: take "
+        "a base on all of space, e.g. Normal, or end the flow with a transform onto that support"
+    )
+
+
 def halves(channels: int, flip: bool = False) -> tuple[int, int]:
     """How many channels of an event a coupling keeps, and how many it changes.
 
@@ -47,7 +55,7 @@ def halves(channels: int, flip: bool = False) -> tuple[int, int]:
     if channels < 2:
         raise ProbgenError(
             f"a coupling needs at least 2 channels or dimensions, one part to say how the other is changed, and here "
-            f"there is {channels}: use a spline or another flow of single numbers, e.g. models/flows/spline.py"
+            f"there is {channels}: use a spline of single numbers, e.g. models/flows/spline.py with coupling=False"
         )
     half = channels // 2
     return (half, channels - half) if flip else (channels - half, half)

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -441,6 +442,19 @@ def test_realnvp_starts_standardised():
         np.testing.assert_allclose(weights[f"norm_1.{name}"], 0, atol=1e-5)
 
 
+def test_each_fit_starts_actnorm_from_its_own_first_batch():
+    """A second fit of one program, on other data, starts as the first fit of a fresh one does."""
+    rng, starts = np.random.default_rng(0), []
+    first, second = {"x": rng.normal(5.0, 1.0, (200, 2))}, {"x": rng.normal(-9.0, 3.0, (200, 2))}
+    for before in ((first, second), (second,)):
+        program = replace(probgen.load("realnvp_numpyro", first, couplings=2, hidden=8), prepare={})
+        for data in before:
+            run = probgen.fit(program, data, steps=1, lr=1e-12, progress=False)
+        starts.append(run.params["norm_0.loc"])
+    assert np.abs(starts[0] + 9).max() < 1
+    np.testing.assert_array_equal(*starts)
+
+
 # -- twins ----------------------------------------------------------------------------------------------------------
 
 
@@ -479,13 +493,16 @@ def realnvp_converted(weights, options):
 
 
 def spline_converted(weights, options):
-    """Zuko's weights under flax's names."""
-    found = {}
+    """Zuko's weights, or those of the couplings, under flax's names."""
+    found, dense = {}, options.get("coupling")
+    pattern = r"parts\.(\d+)\.network\.layers\.(\d+)" if dense else r"transform\.transforms\.(\d+)\.hyper\.(\d+)"
     for name, value in weights.items():
-        if match := re.fullmatch(r"flow\$\$\$transform\.transforms\.(\d+)\.hyper\.(\d+)\.(weight|bias)", name):
+        if match := re.fullmatch(rf"flow\$\$\${pattern}\.(weight|bias)", name):
             k, i, kind = match.groups()
-            layer = f"layers_{int(i) // 2}" if int(i) // 2 < options["layers"] else "out"
-            found[f"spline_{k}.{layer}.{'bias' if kind == 'bias' else 'kernel'}"] = as_flax(value)
+            layer = int(i) // 2
+            name = f"layers_{layer}" if layer < options["layers"] else "out"
+            name = f"coupling_{k}.Dense_{layer}" if dense else f"spline_{k}.{name}"
+            found[f"{name}.{'bias' if kind == 'bias' else 'kernel'}"] = as_flax(value)
     return found
 
 
@@ -493,7 +510,7 @@ TWINS = {
     "realnvp, vectors": ("realnvp", "two-moons", {"couplings": 3, "hidden": 16}),
     "realnvp, images": ("realnvp", "digits", {"couplings": 2, "hidden": 8, "levels": 2}),
     "spline": ("spline", "two-moons", {"layers": 2, "hidden": 16}),
-    "spline, coupling": ("spline", "digits", {"layers": 1, "hidden": 16, "transforms": 2, "coupling": True}),
+    "spline, couplings": ("spline", "digits", {"layers": 1, "hidden": 16, "transforms": 3, "coupling": True}),
     "spline, images": ("spline", "digits", {"layers": 2, "hidden": 100, "transforms": 2}),
 }
 
@@ -605,3 +622,16 @@ def test_programs_name_bad_images():
     line = {"x": np.random.default_rng(0).normal(size=(20, 1))}
     with pytest.raises(ProbgenError, match="at least 2 channels or dimensions"):
         probgen.fit(probgen.load("realnvp_numpyro", line), line, steps=1, progress=False)
+
+
+def test_data_outside_the_support_of_a_base_are_named():
+    """A Uniform base has no density where a flow maps some rows to."""
+
+    def model(x):
+        flow = Compose(actnorm("norm", (2,), FirstRows(x)))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", Flow(flow, dist.Uniform(-jnp.ones(2), jnp.ones(2)).to_event(1)), obs=x)
+
+    x = {"x": np.random.default_rng(0).normal(size=(50, 2))}
+    with pytest.raises(ProbgenError, match=r"the flow of the site 'x' maps to .*, outside .* its base: take"):
+        probgen.fit(Program(model, by=ELBO()), x, steps=1, progress=False)

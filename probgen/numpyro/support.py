@@ -11,6 +11,8 @@ import numpy as np
 from numpyro.distributions import MaskedDistribution, constraints
 
 from probgen.errors import ProbgenError
+from probgen.flow_shapes import outside_the_base
+from probgen.numpyro.distributions.flow import Flow
 from probgen.numpyro.leaves import QUICK
 from probgen.numpyro.trace import Trace, as_jax, run_pair
 
@@ -26,7 +28,7 @@ def refuse_out_of_support(
 
     Every row of an array that a site observes as it is; of other sites, the rows of the first batch.
     """
-    whole, computed = _observed(model, guide, batch, params)
+    whole, computed, flows = _observed(model, guide, batch, params)
     for site, (array, support) in whole.items():
         values = as_jax({array: (rows or batch)[array]})[array]
         _refuse_outside(site, f"the array {array!r}", support, values, support(values))
@@ -38,14 +40,28 @@ def refuse_out_of_support(
 
         for site, (values, inside) in jax.jit(look, compiler_options=QUICK)(dict(batch)).items():
             _refuse_outside(site, f"the data of the site {site!r}", computed[site], values, inside)
+    if flows:
+
+        def mapped(batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+            p, _, _ = run_pair(jax.random.key(0), params, model, guide, (), batch)
+            z = {site: (_flow(p[site]["fn"]), p[site]["value"]) for site in flows}
+            z = {site: (fn, fn.transform(value)) for site, (fn, value) in z.items()}
+            return {site: (value, fn.base_dist.support(value)) for site, (fn, value) in z.items()}
+
+        for site, (z, inside) in jax.jit(mapped, compiler_options=QUICK)(dict(batch)).items():
+            if not inside.all():
+                row = np.asarray(z)[~np.asarray(inside)][0].reshape(-1)
+                farthest = float(row[np.abs(row).argmax()])
+                raise ProbgenError(outside_the_base(site, f"the data of the site {site!r}", farthest))
 
 
 def _observed(
     model: Callable, guide: Callable, batch: Mapping[str, jax.Array], params: Mapping[str, Any]
-) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]:
-    """Sites with a bounded support: those that observe an array as it is, and the others."""
+) -> tuple[dict[str, tuple[str, Any]], dict[str, Any], set[str]]:
+    """Sites with a bounded support, those that observe an array as it is and the others; and flows of a bounded base."""
     whole: dict[str, tuple[str, Any]] = {}
     computed: dict[str, Any] = {}
+    flows: set[str] = set()
 
     def look(batch: Mapping[str, jax.Array]) -> None:
         p, _, _ = run_pair(jax.random.key(0), params, model, guide, (), batch)
@@ -55,9 +71,11 @@ def _observed(
                 computed[site] = support
             else:
                 whole[site] = (array, support)
+        observed = {n: s for n, s in p.items() if s["type"] == "sample" and s["is_observed"]}
+        flows.update(name for name, site in observed.items() if _flow(site["fn"]) is not None)
 
     jax.eval_shape(look, dict(batch))
-    return whole, computed
+    return whole, computed, flows
 
 
 def _bounded(p: Trace) -> dict[str, Any]:
@@ -70,6 +88,16 @@ def _bounded(p: Trace) -> dict[str, Any]:
             if getattr(support, "base_constraint", support) is not constraints.real:
                 sites[name] = support
     return sites
+
+
+def _flow(fn: Any) -> Flow | None:
+    """The flow behind plates, if its base is bounded."""
+    while not isinstance(fn, Flow) and not isinstance(fn, MaskedDistribution) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if not isinstance(fn, Flow):
+        return None
+    support = fn.base_dist.support
+    return None if getattr(support, "base_constraint", support) is constraints.real else fn
 
 
 def _traced(support: Any) -> bool:

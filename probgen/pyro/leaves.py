@@ -59,6 +59,7 @@ class Leaves:
         originals = [(owner, key, owner[key]) for places in self.places.values() for owner, key in places]
         modes = [(m, m.training) for root in self.modules.values() for m in root.modules()]
         flat = [(m, m._flat_weights) for m in self.recurrent]
+        waiting = self._waiting()
         store._params = {name: values[self.aliases.get(name, name)] for name in self.in_store}
         store._param_to_name = {value: name for name, value in store._params.items()}
         store._constraints = {name: self.constraints[name] for name in self.in_store}
@@ -70,6 +71,8 @@ class Leaves:
                 object.__setattr__(module, "_flat_weights", [getattr(module, n) for n in module._flat_weights_names])
             for module, _ in modes if training is not None else ():
                 object.__setattr__(module, "training", training)
+            for module in waiting:  # the values have seen their data
+                module.waits_for_data = False
             _forget(module for module, _ in modes)
             yield
         finally:
@@ -80,7 +83,25 @@ class Leaves:
                 object.__setattr__(module, "_flat_weights", weights)
             for module, mode in modes:
                 object.__setattr__(module, "training", mode)
+            for module in waiting:
+                module.waits_for_data = True
             store._params, store._param_to_name, store._constraints = before
+
+    def take_start(self, run: Callable[[], Any]) -> None:
+        """Let modules that wait for a first batch (ActNorm) see the one of `run`; the program's own tensors stay."""
+        waiting = self._waiting()
+        if not waiting:
+            return
+        values = {name: tensor.detach().clone() for name, tensor in self.values().items()}
+        with self.substituted(values), torch.no_grad():
+            for module in waiting:
+                module.waits_for_data = True
+            run()
+        for held in (self.params, self.buffers):
+            held.update({name: values[name] for name in held})
+
+    def _waiting(self) -> list[Any]:
+        return [part for root in self.modules.values() for part in waiting_parts(root)]
 
     def values(self) -> dict[str, Tensor]:
         """The tensors as they were collected: the start weights."""
@@ -114,19 +135,25 @@ def leaves_of(
         if fn is not None:
             arguments(fn, arrays, program.model)  # a missing array is told here, before Pyro adds a trace to the error
 
-    def touch(batch: Mapping[str, Tensor]) -> None:
+    def touch(batch: Mapping[str, Tensor]) -> poutine.Trace:
         run = poutine.replay(model, trace=poutine.trace(guide).get_trace(**batch))
-        for site in poutine.trace(run).get_trace(**batch).nodes.values():
-            if is_sample(site):  # a density may compute with more, and set what takes its start from the data (ActNorm)
-                with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # told when it is asked for
-                    site["fn"].log_prob(site["value"])
+        trace = poutine.trace(run).get_trace(**batch)
         for part in others:
             part(**batch)
+        return trace
+
+    def see(batch: Mapping[str, Tensor]) -> None:
+        for site in touch(batch).nodes.values():
+            if is_sample(site):
+                with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # told when it is asked for
+                    site["fn"].log_prob(site["value"])
 
     def attempt(dtype: torch.dtype) -> Leaves:
         with forked(seed), pyro.validation_enabled(False), numbers(dtype, torch.device("cpu")):
             batch = tensors(arrays, dtype, "cpu")
-            return collect(lambda: touch(batch), (program.model, program.guide, *parts))
+            leaves = collect(lambda: touch(batch), (program.model, program.guide, *parts))
+            leaves.take_start(lambda: see(batch))
+            return leaves
 
     default = torch.get_default_dtype()
     if dtype is default:
@@ -170,7 +197,7 @@ def collect(run: Callable[[], Any], program_parts: tuple[Any, ...] = (), private
         if isinstance(owner, nn.Module):
             seen[id(owner)] = owner
     scope = private_store() if private else contextlib.nullcontext(pyro.get_param_store())
-    with scope as store, _recording(seen), torch.no_grad(), poutine.trace(param_only=True) as touched:
+    with scope as store, _recording(seen, private), torch.no_grad(), poutine.trace(param_only=True) as touched:
         run()
         names = [name for name in store._params if private or name in touched.trace.nodes]
         params = {name: store._params[name] for name in names}
@@ -191,14 +218,21 @@ def private_store() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
-    """Note each module that is called, or whose parameters are asked for (`pyro.module` does that)."""
+def _recording(seen: dict[int, nn.Module], private: bool) -> Iterator[None]:
+    """Note each module that is called, or whose parameters are asked for (`pyro.module` does that).
+
+    What waits for a first batch goes on waiting through a private run.
+    """
 
     modes: list[tuple[nn.Module, bool]] = []
+    waiting: list[Any] = []
 
     def note(module: nn.Module, *_: Any) -> None:
         module = original(module)  # a distribution calls a snapshot of what the program holds
         seen.setdefault(id(module), module)
+        for part in waiting_parts(module) if private else ():
+            part.waits_for_data = False
+            waiting.append(part)
 
     def evaluate(module: nn.Module, *_: Any) -> None:
         """Eval mode for this one run, so that it leaves no trace in BatchNorm's statistics."""
@@ -222,6 +256,13 @@ def _recording(seen: dict[int, nn.Module]) -> Iterator[None]:
         hook.remove()
         for module, mode in modes:
             object.__setattr__(module, "training", mode)
+        for module in waiting:
+            module.waits_for_data = True
+
+
+def waiting_parts(module: nn.Module) -> list[Any]:
+    """The modules in one that take their start from the first batch they see (ActNorm), and have not seen one."""
+    return [part for part in module.modules() if getattr(part, "waits_for_data", False)]
 
 
 def _assemble(params: dict[str, Tensor], constraints: dict[str, Any], seen: list[nn.Module]) -> Leaves:

@@ -11,7 +11,9 @@ from pyro import poutine
 from torch import Tensor
 
 from probgen.errors import ProbgenError
+from probgen.flow_shapes import outside_the_base
 from probgen.program import rows_of
+from probgen.pyro.distributions.flow import Flow
 from probgen.pyro.trace import forked, is_sample
 
 _LOOKED_AT = 200  # batches of a program that computes its data: a second or so
@@ -74,9 +76,12 @@ def _refuse_outside(site: str, array: str | None, fn: Any, values: Tensor, mask:
         inside = inside if mask is None else inside | ~torch.as_tensor(mask)
     except (NotImplementedError, AttributeError, ValueError, RuntimeError):
         return  # a distribution that does not say where it lives, or whose support differs from row to row
-    if bool(inside.all()):
-        return
     where = f"the array {array!r}" if array else f"the data of the site {site!r}"
+    if bool(inside.all()):
+        away = fn.outside(values) if isinstance(fn, Flow) and mask is None else None
+        if away is not None:
+            raise ProbgenError(outside_the_base(site, where, float(away)))
+        return
     value = values[~inside.reshape(len(values), -1).all(-1)][0].reshape(-1)
     support = getattr(fn.support, "base_constraint", fn.support)
     single = [v.item() for v in value if not bool(support.check(v).all())] or [value[0].item()]

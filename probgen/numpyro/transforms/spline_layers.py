@@ -70,7 +70,7 @@ class SplineAutoregressive(Bijection):
     shape
         (D,).
     passes
-        After how many passes no dimension waits for another: D if left out, 2 for a coupling of two halves.
+        After how many passes no dimension waits for another: D if left out, 2 for a network of two groups.
     """
 
     traced = ("network",)

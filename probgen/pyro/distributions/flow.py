@@ -52,6 +52,19 @@ class Flow(TorchDistribution):
         """Where f is defined."""
         return self.transform.domain
 
+    def outside(self, value: Tensor) -> Tensor | None:
+        """An entry of f(x) that lies outside the support of the base, where no density is; None if there is none."""
+        support = self.base_dist.support
+        if getattr(support, "base_constraint", support) is constraints.real:
+            return None
+        z = call_and_ladj(self.transform, value)[0]
+        away = z[~support.check(z)]
+        return (
+            away.flatten()[~getattr(support, "base_constraint", support).check(away).flatten()][0]
+            if len(away)
+            else None
+        )
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Flow:
         """The same distribution with more of a batch."""
         new = self._get_checked_instance(Flow, _instance)

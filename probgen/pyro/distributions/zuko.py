@@ -12,25 +12,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probgen.errors import ProbgenError
-from probgen.extras import need
 from probgen.pyro.distributions.flow import remembered
 from probgen.pyro.nn.snapshot import snapshot
+from probgen.pyro.quiet_zuko import zuko_module
 
 
 def zuko_flows() -> types.ModuleType:
-    """`zuko.flows`, or the name of the extra that brings it.
-
-    When imported, Zuko switches off the validation of every distribution there is; here it is left as it was.
-    """
-    return _imported("zuko.flows")
-
-
-def _imported(module: str) -> types.ModuleType:
-    before = Distribution._validate_args
-    try:
-        return need(module, "flows", "a flow of Zuko's")
-    finally:
-        Distribution.set_default_validate_args(before)
+    """`zuko.flows`, or the name of the extra that brings it; validation stays as it was."""
+    return zuko_module("zuko.flows")
 
 
 class Zuko(TorchDistribution):
@@ -50,7 +39,7 @@ class Zuko(TorchDistribution):
     arg_constraints: ClassVar = {}
 
     def __init__(self, flow: Any, context: Tensor | None = None, validate_args: bool | None = None) -> None:
-        if not isinstance(flow, _imported("zuko.lazy").LazyDistribution):
+        if not isinstance(flow, zuko_module("zuko.lazy").LazyDistribution):
             raise ProbgenError(
                 f"Zuko takes a flow of Zuko's, such as zuko.flows.NSF(2), and not {type(flow).__name__}: for a transform "
                 "use Flow(transform, base)"
@@ -72,7 +61,7 @@ class Zuko(TorchDistribution):
         if transform is None:
             return constraints.independent(constraints.real, len(self.event_shape))
         first = next(iter(getattr(transform, "transforms", [transform])))
-        if hasattr(first, "meta"):  # a masked network's univariate transforms are made for each x
+        if hasattr(first, "passes"):  # a masked network's univariate transforms are made for each x
             with torch.no_grad():
                 first = first.meta(self._like.new_zeros(self.event_shape))
         return first.domain

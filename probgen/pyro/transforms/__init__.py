@@ -12,5 +12,6 @@ from probgen.pyro.transforms.planar import Planar as Planar
 from probgen.pyro.transforms.planar import PlanarLayer as PlanarLayer
 from probgen.pyro.transforms.radial import Radial as Radial
 from probgen.pyro.transforms.radial import RadialLayer as RadialLayer
+from probgen.pyro.transforms.spline_layers import SplineCoupling as SplineCoupling
 from probgen.pyro.transforms.squeeze import ChannelsFirst as ChannelsFirst
 from probgen.pyro.transforms.squeeze import Squeeze as Squeeze
