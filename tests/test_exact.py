@@ -26,6 +26,7 @@ SMALL = {
     "spline": {"transforms": 2, "hidden": 16},
     "maf": {"transforms": 3, "hidden": 16},
     "cnf": {"hidden": 8, "steps": 4, "trace": "exact"},
+    "flow_matching": {"hidden": 8, "layers": 1, "steps": 4, "trace": "exact"},
     "made": {"hidden": 16},
 }
 VARIANTS = {
@@ -312,12 +313,12 @@ def looked_at(case, source, precision, n=4, **options):
         yield OnNumPyro(trained_in(precision, case, source, **options), x, precision)
 
 
-FINER = {"cnf": {"steps": 30}}  # the trace is integrated by itself, and equals the log-determinant in the limit
+FINER = {name: {"steps": 30} for name in ("cnf", "flow_matching")}  # the trace is integrated by itself, and equals the log-determinant in the limit
 
 
 def slow(case, source):
     """What is left to the night; every transform by itself is looked at by day."""
-    return base(case) == "cnf" or ("_numpyro" in case and (case, source) != ("realnvp_numpyro", "plane"))
+    return base(case) in FINER or ("_numpyro" in case and (case, source) != ("realnvp_numpyro", "plane"))
 
 
 PAIRS = [

@@ -18,6 +18,7 @@ TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]
 ELSEWHERE = {"fvsbn", "made"}  # test_autoregressive.py
 ELSEWHERE |= {"realnvp", "spline"}  # test_flows_numpyro.py
 ELSEWHERE |= {"hvae"}  # test_hvae.py
+ELSEWHERE |= {"ebm"}  # test_energy.py
 ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
 # What a file is run on: a set of vectors and one of images; and more options where a file has other networks or sites.
 ON = ("digits", "two-moons")
@@ -26,6 +27,7 @@ VARIANTS |= {"hvae": ("digits", {"depth": 3, "warmup": 10})}
 VARIANTS |= {f"{name}_numpyro": case for name, case in VARIANTS.items()}
 VARIANTS |= {name: ("digits", {"network": "dense"}) for name in ("realnvp", "glow")}
 VARIANTS |= {"planar": ("two-moons", {"kind": "radial"}), "spline": ("two-moons", {"coupling": True})}
+SMALL = {"flow_matching": {"hidden": 16, "layers": 1, "steps": 4}}  # whose densities are integrals
 FEW = {"kde": 200, "kde_numpyro": 200}  # rows, where every row meets every other
 
 SUBJECTS: dict[tuple, Subject] = {}
@@ -38,7 +40,7 @@ def subject(model, source, variant):
         data = probgen.load_data(source)
         if model in FEW:
             data = probgen.load_data({name: array[: FEW[model]] for name, array in data.train[:].items()})
-        options = VARIANTS[model][1] if variant else {}
+        options = VARIANTS[model][1] if variant else SMALL.get(model, {})
         SUBJECTS[key] = Subject(probgen.load(model, data, **options), data)
     return SUBJECTS[key]
 
