@@ -35,6 +35,7 @@ _HOMES = {
     "Scale": "data.steps",
     "Standardize": "data.steps",
     "Logit": "data.steps",
+    "quality": "evaluate.quality",
     "Linear": "schedules",
     "Cosine": "schedules",
     "Steps": "schedules",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from probgen.data.steps import Scale as Scale
     from probgen.data.steps import Standardize as Standardize
     from probgen.errors import ProbgenError as ProbgenError
+    from probgen.evaluate.quality import quality as quality
     from probgen.fit.recipe import Options as Options
     from probgen.program import Player as Player
     from probgen.program import Program as Program
