@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,8 @@ from scipy.stats import norm
 
 import probgen
 from probgen import Program
+from probgen.check.laws import law_fast_loss
+from probgen.check.subject import Subject
 from probgen.diffusion import (
     CosineSchedule,
     GeometricSchedule,
@@ -497,3 +500,41 @@ def test_flow_matching_needs_a_velocity_and_its_noise():
         probgen.fit(probgen.load("flow_matching", data, coupling="given"), data, steps=1, progress=False)
     with pytest.raises(ProbgenError, match="needs a denoiser, and this program has none"):
         probgen.fit(probgen.load("realnvp", data).learned_by(DenoisingScoreMatching()), data, steps=1, progress=False)
+
+
+def test_the_law_of_the_fast_loss_catches_another_chain():
+    """`probgen check` compares one random step with the whole chain: a model that decodes in another way is told."""
+    torch.set_default_dtype(torch.float32)
+    data = probgen.load_data("two-moons")
+    program = probgen.load("ddpm", data, steps=4, hidden=16)
+
+    def model(x):
+        chain = program.denoiser()
+        with pyro.plate("data", len(x)):
+            x_t = pyro.sample("x_4", chain.prior(x))
+            for t in (4, 3, 2):
+                x_t = pyro.sample(f"x_{t - 1}", chain.reverse(x_t, t / 4))
+            pyro.sample("x", dist.Normal(x_t, 0.1).to_event(1), obs=x)
+
+    assert law_fast_loss(Subject(program, data)).passed
+    verdict = law_fast_loss(Subject(replace(program, model=model), data))
+    assert verdict.passed is False and "chain.decoder" in verdict.sentence
+    assert law_fast_loss(Subject(probgen.load("vae", data), data)).passed is None
+
+
+@pytest.mark.parametrize("by", [DiffusionELBO("simple"), DenoisingScoreMatching()], ids=["noise", "score"])
+def test_trained_losses_reach_and_never_beat_their_floors(by):
+    """A small network on N(0, ¼), standardised, ever new rows: within 3 % above α² / (α² + σ²), and 4 SE is all below."""
+    torch.set_default_dtype(torch.float32)
+    rows = np.random.default_rng(0).normal(size=(100_000, 1)).astype(np.float32)
+    data = probgen.load_data({"x": rows / 2})
+    program = probgen.load("score_sde", data, steps=50, hidden=32).learned_by(by)
+    run = probgen.fit(
+        program, data, steps=700, batch_size=1024, lr=3e-3, schedule=probgen.Cosine(1, 0, 700), progress=False
+    )
+    noise = LinearSchedule()
+    ratio = lambda t: noise.alpha(t) ** 2 / (noise.alpha(t) ** 2 + noise.sigma(t) ** 2)  # noqa: E731
+    steps = np.arange(1, 51) / 50
+    floor = np.mean(ratio(steps)) if isinstance(by, DiffusionELBO) else quad(ratio, 1e-3, 1)[0] / 0.999
+    found = np.mean(run.metrics["loss"][-2:])  # chunks of some hundred batches: an error of 0.0015
+    assert floor - 0.006 < found < 1.03 * floor

@@ -17,6 +17,7 @@ from probgen.supports import word
 
 _ERRORS = 5.0
 _DRAWS = 200
+_TRAINED = 150  # steps
 
 
 def law_runs(subject: Subject) -> Verdict:
@@ -77,6 +78,30 @@ def law_scaling(subject: Subject) -> Verdict:
             f"data plate be as long as the batch, or state N = {len(subject.data.train)}, and scale nothing yourself",
         )
     return Verdict(law, True, f"the loss and the sum over sites agree ({plain.mean():.4g} nats per datum)")
+
+
+def law_fast_loss(subject: Subject) -> Verdict:
+    """The bound of a diffusion by one random step is that of its whole chain, in expectation."""
+    law = "fast loss"
+    if type(subject.by).__name__ != "DiffusionELBO":
+        return Verdict(law, None, "the program is not learned by the steps of a diffusion")
+    engine = subject.engine(by=subject.backend.DiffusionELBO())
+    state = engine.advance(engine.start(), 0, _TRAINED)[0]  # untrained networks err by far more than what is looked for
+    steps = np.array([-engine.loss_on(state, [subject.arrays], seed) for seed in range(_DRAWS)], np.float64)
+    whole = (
+        _starting(subject, engine.weights(state)).elbo(subject.arrays, _DRAWS, subject.seed).astype(np.float64).mean(1)
+    )
+    gap, error = steps.mean() - whole.mean(), np.hypot(_error(steps), _error(whole))
+    if not abs(gap) <= _ERRORS * error + 1e-4 * (1 + abs(whole.mean())):
+        return Verdict(
+            law,
+            False,
+            f"one step of the chain says an ELBO of {steps.mean():.5g} nats per datum, model and guide {whole.mean():.5g}: let "
+            "the model draw from chain.prior, chain.reverse and chain.decoder, and the guide from chain.forward",
+        )
+    return Verdict(
+        law, True, f"one random step and the whole chain have the same bound ({whole.mean():.4g} nats per datum)"
+    )
 
 
 def law_guide(subject: Subject) -> Verdict:
@@ -271,6 +296,7 @@ LAWS: tuple[Callable[[Subject], Verdict], ...] = (
     law_guide,
     law_gradients,
     law_scaling,
+    law_fast_loss,
     law_rows,
     law_missing_values,
     law_bounds,
