@@ -27,3 +27,13 @@ def spread(values: Any, like: Any) -> Any:
     """One number for each row, [B], made to multiply rows of any shape; a single number is left as it is."""
     axes = getattr(values, "ndim", 0)
     return values if axes == 0 else values.reshape(*values.shape, *[1] * (like.ndim - axes))
+
+
+def rows_sum(values: Any) -> Any:
+    """Sums over all axes but that of the rows, [B]."""
+    return values.reshape(len(values), -1).sum(-1)
+
+
+def rows_mean(values: Any) -> Any:
+    """Means over all axes but that of the rows, [B]."""
+    return values.reshape(len(values), -1).mean(-1)

@@ -273,7 +273,7 @@ def _sample(words: list[str]) -> int:
     line.add("--seed", int, "of the draws (default: 0)")
     line.add("--given", str, "values of arrays that the model is given, e.g. 'y=3'")
     line.add("--prior", bool, "take global latents from the model, not from the posterior")
-    line.add("--sampler", str, "of a diffusion, e.g. ddim or 'DDIM(50, eta=0.5)' (default: the program itself)")
+    line.add("--sampler", str, "e.g. ddim, 'DDIM(50, eta=0.5)', langevin (default: the program itself)")
     line.add("--steps", int, "of the sampler")
     line.add("--out", str, "the file of the draws (default: RUN/samples.npz)")
     options = line.parse(words)
@@ -296,12 +296,13 @@ def _sample(words: list[str]) -> int:
 def _sampler(options: dict[str, Any]) -> Any:
     """The sampler that `--sampler` names, with `--steps` steps; None where the program samples itself."""
     from probgen.diffusion.samplers import SAMPLERS
+    from probgen.energy import Langevin
 
     if "sampler" not in options:
         if "steps" in options:
             raise ProbgenError("`--steps` are those of a sampler: name one, e.g. --sampler ddim")
         return None
-    sampler = called(options["sampler"], {each.__name__: each for each in SAMPLERS}, "sampler")
+    sampler = called(options["sampler"], {each.__name__: each for each in (*SAMPLERS, Langevin)}, "sampler")
     return dataclasses.replace(sampler, steps=options["steps"]) if "steps" in options else sampler
 
 

@@ -18,6 +18,7 @@ TWINS = [name for name in FILES if f"{name}_numpyro" in FILES]
 ELSEWHERE = {"fvsbn", "made"}  # test_autoregressive.py
 ELSEWHERE |= {"realnvp", "spline"}  # test_flows_numpyro.py
 ELSEWHERE |= {"hvae"}  # test_hvae.py
+ELSEWHERE |= {"ddpm"}  # test_diffusion_numpyro.py
 ELSEWHERE |= {"ebm"}  # test_energy.py
 ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
 # What a file is run on: a set of vectors and one of images; and more options where a file has other networks or sites.

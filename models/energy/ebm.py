@@ -22,16 +22,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from probgen import Dequantize, Logit, Program, Scale, Standardize
+from probgen import Dequantize, Program, Standardize
 from probgen.pyro import DenoisingScoreMatching
 
 
 def dense(size: int, hidden: int, layers: int) -> nn.Module:
     """x [B, *shape] → U [B, 1]."""
     inner = [part for _ in range(layers - 1) for part in (nn.Linear(hidden, hidden), nn.SiLU())]
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), *inner, nn.Linear(hidden, 1, bias=False)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), *inner, nn.Linear(hidden, 1, bias=False))
 
 
 def convolutional(shape: tuple[int, ...], hidden: int) -> nn.Module:
@@ -66,7 +64,7 @@ def program(
     hidden: int = 128,
     layers: int = 2,
     network: Literal["dense", "conv"] | None = None,
-    width: float = 3.0,
+    width: float = 1.5,
 ) -> Program:
     """An energy-based model of any array `x` of real or whole numbers.
 
@@ -93,8 +91,8 @@ def program(
 
     return Program(
         model,
-        by=DenoisingScoreMatching(sigma=0.3 if whole else 0.1),
-        prepare={"x": (Dequantize(), Scale(), Logit(0.05)) if whole else Standardize()},
+        by=DenoisingScoreMatching(sigma=0.5 if whole else 0.1),
+        prepare={"x": (Dequantize(), Standardize()) if whole else Standardize()},
         defaults={"epochs": 100, "batch_size": 128, "lr": 1e-3},
     )
 

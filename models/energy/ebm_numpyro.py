@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from flax import linen as nn
 from numpyro.contrib.module import flax_module
 
-from probgen import Dequantize, Logit, Program, Scale, Standardize
+from probgen import Dequantize, Program, Standardize
 from probgen.numpyro import DenoisingScoreMatching
 
 
@@ -59,7 +59,7 @@ def program(
     hidden: int = 128,
     layers: int = 2,
     network: Literal["dense", "conv"] | None = None,
-    width: float = 3.0,
+    width: float = 1.5,
 ) -> Program:
     """An energy-based model of any array `x` of real or whole numbers.
 
@@ -86,8 +86,8 @@ def program(
 
     return Program(
         model,
-        by=DenoisingScoreMatching(sigma=0.3 if whole else 0.1),
-        prepare={"x": (Dequantize(), Scale(), Logit(0.05)) if whole else Standardize()},
+        by=DenoisingScoreMatching(sigma=0.5 if whole else 0.1),
+        prepare={"x": (Dequantize(), Standardize()) if whole else Standardize()},
         defaults={"epochs": 100, "batch_size": 128, "lr": 1e-3},
     )
 

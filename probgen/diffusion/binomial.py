@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from probgen.arrays import namespace, spread
-from probgen.diffusion.denoiser import refuse_no_steps, rows_sum, time_of_rows
+from probgen.arrays import namespace, rows_sum, spread
+from probgen.diffusion.denoiser import refuse_no_steps, time_of_rows
 from probgen.diffusion.schedules import NOISE_ENOUGH, LearnedSchedule, NoiseSchedule, RectifiedSchedule
 from probgen.errors import ProbgenError
 

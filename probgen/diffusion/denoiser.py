@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.arrays import namespace, spread
+from probgen.arrays import namespace, rows_sum, spread
 from probgen.diffusion.levels import nearest
 from probgen.diffusion.schedules import NoiseSchedule
 from probgen.errors import ProbgenError, did_you_mean
@@ -32,10 +32,12 @@ VARIANCES = ("beta", "posterior", "learned")
 class Prediction:
     """What a network said at (x_t, t), read as data or as noise."""
 
-    def __init__(self, schedule: NoiseSchedule, predicts: str, x_t: Any, t: Any, output: Any, between: Any) -> None:
+    def __init__(
+        self, schedule: NoiseSchedule, predicts: str, x_t: Any, t: Any, output: Any, between: Any, scales: Any = None
+    ) -> None:
         self.schedule, self.x_t, self.t, self.output, self.between = schedule, x_t, t, output, between
-        at = [spread(value, x_t) for value in (schedule.alpha(t), schedule.sigma(t))]
-        self.alpha, self.sigma = at
+        at = (schedule.alpha(t), schedule.sigma(t)) if scales is None else scales
+        self.alpha, self.sigma = (spread(value, x_t) for value in at)
         self._predicts = predicts
 
     @property
@@ -150,8 +152,11 @@ class GaussianChain:
         self.steps, self.variance, self.levels, self.site = steps, variance, levels, site
         self.labels, self.classes, self.guidance = labels, classes, 0.0
 
-    def __call__(self, x_t: Any, t: Any) -> Prediction:
-        """What the network says of x_t [B, *shape] at time t, a number or one for each row [B]."""
+    def __call__(self, x_t: Any, t: Any, scales: tuple[Any, Any] | None = None) -> Prediction:
+        """What the network says of x_t [B, *shape] at time t, a number or one for each row [B].
+
+        `scales` are α_t and σ_t, where they are known.
+        """
         rows = time_of_rows(x_t, t)
         output = self._output(x_t, rows)
         learned = self.variance == "learned"
@@ -162,7 +167,7 @@ class GaussianChain:
                 + (": a learned variance takes a second number for each" if learned else "")
             )
         said, between = (output[..., 0], output[..., 1]) if learned else (output, None)
-        return Prediction(self.schedule, self.predicts, x_t, t, said, between)
+        return Prediction(self.schedule, self.predicts, x_t, t, said, between, scales)
 
     def _output(self, x_t: Any, t: Any) -> Any:
         if self.labels is None:
@@ -280,11 +285,6 @@ def time_of_rows(x_t: Any, t: Any) -> Any:
             f"row, [{len(x_t)}]"
         )
     return t if axes else namespace(x_t).zeros_like(x_t.reshape(len(x_t), -1)[:, 0]) + t
-
-
-def rows_sum(values: Any) -> Any:
-    """Sums over all axes but that of the rows, [B]."""
-    return values.reshape(len(values), -1).sum(-1)
 
 
 def gaussian_kl(mean: Any, variance: Any, other_mean: Any, other_variance: Any) -> Any:

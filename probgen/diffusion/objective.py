@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.arrays import namespace
+from probgen.arrays import namespace, rows_mean
 from probgen.diffusion.denoiser import GaussianChain, Prediction, target
 from probgen.errors import ProbgenError, did_you_mean
 
@@ -27,11 +27,6 @@ def refuse_weighting(weighting: str, proposal: str) -> None:
         )
     if proposal not in ("uniform", "importance"):
         raise ProbgenError(f'DiffusionELBO: proposal={proposal!r}; it is "uniform" or "importance"')
-
-
-def rows_mean(values: Any) -> Any:
-    """Means over all axes but that of the rows, [B]."""
-    return values.reshape(len(values), -1).mean(-1)
 
 
 def weighted_error(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from probgen.arrays import namespace
-from probgen.diffusion.denoiser import GaussianChain
+from probgen.diffusion.denoiser import GaussianChain, Prediction
 from probgen.diffusion.schedules import NoiseSchedule
 from probgen.errors import ProbgenError
 
@@ -64,7 +64,7 @@ class Sampler:
 
     def last(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> Any:
         """The step to s = 0, where there is no noise to be asked about: to x̂ itself."""
-        return at["alpha_s"] * chain(x, at["t"]).data
+        return at["alpha_s"] * asked(chain, x, at).data
 
 
 def ratios(schedule: NoiseSchedule, t: np.ndarray, s: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ class Ancestral(Sampler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """The mean of q(x_s | x_t, x̂) and noise of the chain's variance."""
-        said = chain(x, at["t"])
+        said = asked(chain, x, at)
         variance = chain.reverse_variance(said, at["t"], at["s"])
         return posterior_mean(said.data, x, at) + namespace(variance, x).sqrt(variance) * noise[0], memory
 
@@ -147,7 +147,7 @@ class DDIM(Sampler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """One step."""
-        said = chain(x, at["t"])
+        said = asked(chain, x, at)
         return at["alpha_s"] * said.data + at["kept"] * said.noise + at["added"] * noise[0], memory
 
 
@@ -165,7 +165,7 @@ class Euler(Sampler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """One step."""
-        return moved(x, chain(x, at["t"]).noise, at), memory
+        return moved(x, asked(chain, x, at).noise, at), memory
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Heun(Euler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """One step."""
-        slope = chain(x, at["t"]).noise
-        return moved(x, (slope + chain(moved(x, slope, at), at["s"]).noise) / 2, at), memory
+        slope = asked(chain, x, at).noise
+        return moved(x, (slope + asked(chain, moved(x, slope, at), at, "s").noise) / 2, at), memory
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class DPMSolver(Sampler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """One step."""
-        data = chain(x, at["t"]).data
+        data = asked(chain, x, at).data
         ahead = data + at["ahead"] * (data - memory[0])
         return at["shrink"] * x + at["gain"] * ahead, (data,)
 
@@ -277,14 +277,14 @@ class AnnealedLangevin(Sampler):
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """Langevin at t, then the same y at the next level."""
         h = self.step_size
-        slope = chain(x, at["t"]).noise
+        slope = asked(chain, x, at).noise
         x = x + at["sigma_t"] * (math.sqrt(h) * noise[0] - 0.5 * h * slope)
         return at["alpha_s"] / at["alpha_t"] * x, memory
 
     def last(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> Any:
         """A last step, and if asked what is left of the noise taken off."""
         x, _ = self.step(chain, x, at, noise, memory)
-        return chain(x, at["s"]).data if self.denoise else x
+        return asked(chain, x, at, "s").data if self.denoise else x
 
 
 @dataclass(frozen=True)
@@ -307,12 +307,17 @@ class PredictorCorrector(Sampler):
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """One step and its corrections."""
-        said = chain(x, at["t"])
+        said = asked(chain, x, at)
         x = posterior_mean(said.data, x, at) + at["fresh"] ** 0.5 * at["sigma_t"] * noise[0]
         size = self.snr * at["sigma_s"]  # ε = 2 size²
         for z in noise[1:]:
-            x = x + 2 * size * (size * chain(x, at["s"]).score + z)
+            x = x + 2 * size * (size * asked(chain, x, at, "s").score + z)
         return x, memory
+
+
+def asked(chain: GaussianChain, x: Any, at: Numbers, time: str = "t") -> Prediction:
+    """What the network says of x at t, or at s, where α and σ are those of the table."""
+    return chain(x, at[time], (at[f"alpha_{time}"], at[f"sigma_{time}"]))
 
 
 def posterior_mean(data: Any, x: Any, at: Numbers) -> Any:

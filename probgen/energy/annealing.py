@@ -100,7 +100,11 @@ def _effective(log_weights: np.ndarray) -> float:
 
 
 def _move(
-    place: tuple[np.ndarray, ...], parts: Callable[[np.ndarray], Parts], beta: float, size: float, rng: np.random.Generator
+    place: tuple[np.ndarray, ...],
+    parts: Callable[[np.ndarray], Parts],
+    beta: float,
+    size: float,
+    rng: np.random.Generator,
 ) -> tuple[tuple[np.ndarray, ...], float]:
     """One step of all chains that leaves p ψ^β as it is, and the share that was accepted."""
 

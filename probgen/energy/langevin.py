@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from probgen.arrays import namespace, spread
+from probgen.arrays import namespace, rows_sum, spread
 from probgen.energy.settings import refuse_no_bool, refuse_not_positive, refuse_not_whole
 
 TARGET = 0.57  # the acceptance at which chains of many dimensions mix best (Roberts & Rosenthal, 1998)
@@ -81,8 +81,3 @@ def chosen(taken: Any, there: tuple[Any, ...], here: tuple[Any, ...]) -> tuple[A
     """`there` in the rows that are taken, `here` in the others."""
     xp = namespace(here[0])
     return tuple(xp.where(spread(taken, b), a, b) for a, b in zip(there, here, strict=True))
-
-
-def rows_sum(values: Any) -> Any:
-    """Sums over all axes but that of the rows, [B]."""
-    return values.reshape(len(values), -1).sum(-1)

@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from probgen.energy.langevin import Langevin, rows_sum
+from probgen.arrays import rows_sum
+from probgen.energy.langevin import Langevin
 from probgen.energy.requirements import refuse_unscored
 from probgen.energy.settings import refuse_no_bool, refuse_not_positive, refuse_not_whole
 from probgen.errors import ProbgenError
@@ -36,15 +37,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Matching(Scored):
-    """½‖s‖² + tr ∇s, which up to a constant is half the expected ‖s − ∇ log p_data‖²; no constant of p enters.
-
-    "exact" takes D derivatives of the score, "sliced" `slices` random directions in their place. Networks must be smooth:
-    of a ReLU's score the second derivative says nothing.
-
-    References:
-        | Estimation of non-normalized statistical models by score matching (Hyvärinen, 2005), JMLR 6
-        | Sliced score matching (Song et al., 2019), https://arxiv.org/abs/1905.07088
-    """
+    """What `ScoreMatching` is told, and its loss of rows."""
 
     method: str = "exact"
     slices: int = 1
@@ -62,14 +55,7 @@ class Matching(Scored):
 
 @dataclass(frozen=True)
 class Denoising(Scored):
-    """½‖σ s(x + σ ε) + ε‖²: s becomes the score of the data with Gaussian noise of standard deviation `sigma` added.
-
-    `sigma` is in the units of the prepared data, a number or a schedule of the step. Without it, all the noise levels of the
-    program's denoiser are learned, at a random time for each row: E ‖σ_t s(x_t, t) + ε‖², with dimensions averaged.
-
-    References:
-        | A connection between score matching and denoising autoencoders (Vincent, 2011), Neural Computation 23
-    """
+    """What `DenoisingScoreMatching` is told, and its loss of rows."""
 
     sigma: Any = None
 
@@ -91,18 +77,7 @@ class Denoising(Scored):
 
 @dataclass(frozen=True)
 class Contrast(Scored):
-    """log p(x⁻) − log p(x), where x⁻ comes after `steps` of Langevin's chain; no gradient goes through them.
-
-    Its gradient is that of −log p as far as x⁻ is a draw of p; after few steps from the data it is a biased estimate
-    (contrastive divergence). `adjusted` steps leave p as it is; others are cheaper to trust on smooth energies than on
-    sharp ones, where they run away. `start` is "data", or "noise": a draw of the program without its factors. `penalty` is λ in
-    λ (U(x)² + U(x⁻)²), U = −log of the factors, which keeps energies from growing apart. A loss holds no state, so chains
-    are not carried from step to step (no persistent contrastive divergence).
-
-    References:
-        | Training products of experts by minimizing contrastive divergence (Hinton, 2002), Neural Computation 14
-        | Implicit generation and modeling with energy-based models (Du & Mordatch, 2019), arXiv:1903.08689
-    """
+    """What `ContrastiveDivergence` is told, and its loss of rows."""
 
     steps: int = 10
     step_size: float = 0.1

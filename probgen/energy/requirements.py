@@ -18,7 +18,9 @@ REAL = ("real", "realvector")
 def lacking(structure: Structure) -> str | None:
     """What keeps a program from having ∇_x log p(x) of each row by one run of its model; None where nothing does."""
     if structure.latents:
-        return f"this program has the latent {next(iter(structure.latents))!r}: learn it by ELBO(), which sums latents out"
+        return (
+            f"this program has the latent {next(iter(structure.latents))!r}: learn it by ELBO(), which sums latents out"
+        )
     if len(structure.observed) != 1:
         found = ", ".join(map(repr, structure.observed)) or "none"
         return f"this program has other data sites than one: {found}"

@@ -323,9 +323,8 @@ class Engine:
 
     def _scaled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A callable whose data plates stand for all rows; one that states its N is left alone."""
-        if self.structure.states_rows:
-            return fn
-        return DataPlate(fn, self.structure.data_plates, self.rows)
+        plates = () if self.structure.states_rows else self.structure.data_plates
+        return DataPlate(fn, plates, self.rows)
 
     def _refuse_unplated(self) -> None:
         if self.batch_size < self.rows and not self.structure.data_plates:

@@ -61,6 +61,11 @@ class DataPlate(Messenger):
                 msg["scale"] = (1.0 if msg["scale"] is None else msg["scale"]) * (self.rows / frame.size)
 
 
+def rows_factor(model: Callable[..., Any], rows: int) -> float:
+    """N / B, by which an engine makes `rows` stand for all: what a loss that has no sites scales by itself."""
+    return model.rows / rows if isinstance(model, DataPlate) else 1.0
+
+
 class Buffers(Messenger):
     """Collect the mutable state of the modules a program calls; it is complete when the program has run."""
 

@@ -6,9 +6,10 @@ first in every value of a local site, wherever the program keeps its data plate.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +20,23 @@ from numpyro import prng_key
 from numpyro.handlers import block, infer_config, seed, substitute, trace, uncondition
 
 from probgen.cells import GAUSSIAN, Cell, row_axis
+from probgen.diffusion.requirements import denoiser_of
+from probgen.diffusion.samplers import Sampler
+from probgen.energy import Langevin
+from probgen.energy.requirements import refuse_different, refuse_escaped, refuse_unscored, tell_diverged
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
+from probgen.numpyro.denoiser import Denoiser
+from probgen.numpyro.energy import drawn, langevin, nuts, parts_and_scores, scored
 from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepared, to_numpy, unnamed
 from probgen.numpyro.modes import mode, modules_of
+from probgen.numpyro.probability_flow import Path, along, path
+from probgen.numpyro.samplers import looped, table
 from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
-from probgen.numpyro.trace import as_jax, callables, log_density
+from probgen.numpyro.trace import as_jax, bound, callables, log_density
+from probgen.nuts.chains import Sampling
 from probgen.program import Program, Site, rows_of
 
 Arrays = Mapping[str, Any]
@@ -69,14 +79,14 @@ class Trained:
         self._device = device_of(device)
         with self._scope():
             arrays = as_jax(arrays)
-            self._program = prepared(program, arrays, seed)
-            leaves = collect(self._program, arrays, seed)
+            self.program = prepared(program, arrays, seed)
+            leaves = collect(self.program, arrays, seed)
             params, buffers = unnamed(weights, (leaves.params, leaves.buffers))
             self._leaves = Leaves(params, buffers, leaves.transforms)
             self._values = jax.device_put(self._leaves.values, self._device)
             self._constrained = {name: self._values[name] for name in params}
-            self.structure = structure_of(self._program, arrays, self._values)
-        self._model, self._guide = callables(self._program)
+            self.structure = structure_of(self.program, arrays, self._values)
+        self._model, self._guide = callables(self.program)
         self._rows = frozenset(self.structure.data_plates)
         self._compiled: dict[Any, Callable] = {}
 
@@ -85,12 +95,12 @@ class Trained:
     @property
     def model(self) -> Callable[..., Any]:
         """The trained model, a NumPyro callable."""
-        return TrainedCallable(self._program.model, self._values)
+        return TrainedCallable(self.program.model, self._values)
 
     @property
     def guide(self) -> Callable[..., Any] | None:
         """The trained guide, a NumPyro callable, or None."""
-        return None if self._program.guide is None else TrainedCallable(self._program.guide, self._values)
+        return None if self.program.guide is None else TrainedCallable(self.program.guide, self._values)
 
     @property
     def params(self) -> dict[str, np.ndarray]:
@@ -170,6 +180,104 @@ class Trained:
             first = {n: jnp.moveaxis(a, value.ndim + axis, 0) for n, a in first.items()}
         support = _support(fn)
         return first if support is None else first | {"support": support}
+
+    # -- a density known up to a constant ------------------------------------------------------------------------
+
+    def by_chain(self, chain: Langevin | Sampling, arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
+        """As many rows of the data site as there are in `arrays`, by chains that follow its density.
+
+        Of `Langevin` a chain for each row; of `NUTS` its `chains` share the rows, whatever its `draws`.
+        """
+        refuse_unscored(self.structure, type(chain).__name__)
+        (name,) = self.structure.observed
+        if isinstance(chain, Sampling):
+            return {name: self._by_nuts(chain, arrays, name, seed)}
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> jax.Array:
+            own, other = jax.random.split(key)
+            start = drawn(self._model, values, arrays, name, own)
+            return langevin(scored(self._model, values, arrays, name), other, start, chain)
+
+        return refuse_escaped({name: self._call(("by_chain", chain), run, seed, arrays)}, chain)
+
+    def _by_nuts(self, chain: Sampling, arrays: Arrays, name: str, seed: int) -> np.ndarray:
+        refuse_different(self.structure, arrays)
+        rows = rows_of(arrays)
+        with self._scope():
+            own, other = jax.random.split(jax.random.key(seed))
+            several = {n: np.repeat(value[:1], chain.chains, axis=0) for n, value in arrays.items()}
+            starts = drawn(self._model, self._values, as_jax(several), name, own)
+            one = as_jax({n: value[:1] for n, value in arrays.items()})
+            density = scored(self._model, self._values, one, name)
+            draws, diverged = nuts(density, other, starts, chain, -(-rows // chain.chains))
+            tell_diverged(diverged, draws.shape[0] * chain.chains)
+            return np.asarray(draws).reshape(-1, *draws.shape[2:])[:rows]
+
+    def log_parts(self, arrays: Arrays) -> tuple[np.ndarray, ...]:
+        """log p(x_n) of the only data site and the log of all factors, [B] each, and their gradients, [B, ...]; float64."""
+        (name,) = self.structure.observed
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> tuple[jax.Array, ...]:
+            return parts_and_scores(self._model, values, arrays, name)
+
+        return tuple(np.asarray(v, np.float64) for v in self._call(("log_parts",), run, 0, arrays))
+
+    # -- a diffusion ---------------------------------------------------------------------------------------------
+
+    def sampled(self, sampler: Sampler, arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
+        """As many rows of the data site as there are in `arrays`, by a sampler of the program's denoiser."""
+
+        def run(values: Any, key: jax.Array, both: tuple[Arrays, Arrays]) -> dict[str, jax.Array]:
+            (arrays, numbers), (own, start) = both, jax.random.split(key)
+            with self._denoiser(values, arrays, key) as chain:
+                x_T = chain.prior(arrays[chain.site]).sample(start, (rows_of(arrays),))
+                found = looped(chain.guided(sampler.guidance), sampler, numbers, x_T, own)
+                return {chain.site: chain.restored(found)}
+
+        with self._scope():
+            arrays = as_jax(arrays)
+            numbers = table(self.denoiser(arrays, type(sampler).__name__), sampler)
+            compiled = self._jit(("sampled", sampler), run)
+            return _numpy(compiled(self._values, jax.random.key(seed), (arrays, numbers)))
+
+    @property
+    def has_probability_flow(self) -> bool:
+        """Whether the program is a Gaussian diffusion, so that its data have a density by the probability flow too."""
+        if self.program.denoiser is None or self.structure.kind != "latent":
+            return False
+        with self._scope():
+            return isinstance(self.denoiser(as_jax(self.arrays), "the probability flow"), Denoiser)
+
+    def flow_log_likelihood(self, arrays: Arrays, trace: str, seed: int) -> np.ndarray:
+        """log p(x_1) + log p(x | x_1) − log q(x_1 | x) at a draw of x_1, p(x_1) by the probability flow, [B]."""
+
+        def run(values: Any, key: jax.Array, both: tuple[Arrays, Path]) -> jax.Array:
+            (arrays, looks), (own, signs) = both, jax.random.split(key)
+            with self._denoiser(values, arrays, key) as chain:
+                x = arrays[chain.site]
+                near = chain.forward(chain.embed(x), 1 / chain.steps, 0.0)
+                x_1 = near.sample(own)
+                decoded = chain.decoder(x_1).log_prob(x) - near.log_prob(x_1)
+                return decoded + along(chain, trace, looks, x_1, signs)
+
+        with self._scope():
+            arrays = as_jax(arrays)
+            chain = self.denoiser(arrays, "the probability flow")
+            compiled = self._jit(("flow_log_likelihood", trace), run)
+            looks = path(chain, 1 / chain.steps)
+            return _numpy(compiled(self._values, jax.random.key(seed), (arrays, looks)))
+
+    def denoiser(self, batch: Arrays, needs: str) -> Denoiser:
+        """What the program's denoiser says with the weights in place; `needs` is named where there is none."""
+        denoiser_of(self.program, needs)
+        with self._denoiser(self._values, batch, jax.random.key(0)) as chain:
+            return chain
+
+    @contextlib.contextmanager
+    def _denoiser(self, values: Any, batch: Arrays, key: jax.Array) -> Iterator[Denoiser]:
+        """The same with weights that may be traced; its network is run inside, where random layers find their key."""
+        with substitute(data=own_containers(values)), seed(rng_seed=key):
+            yield bound(self.program.denoiser, like=self.program.model)(**batch)
 
     # -- densities -----------------------------------------------------------------------------------------------
 
@@ -397,7 +505,7 @@ class Trained:
         return self._compiled[name]
 
     def _scope(self) -> Any:
-        fns = [self._program.model, self._program.guide] if hasattr(self, "_program") else []
+        fns = [self.program.model, self.program.guide] if hasattr(self, "program") else []
         return Scope(self._device, self.precision, False, modules_of(*fns))
 
     def _rows_first(self, value: jax.Array, name: str) -> jax.Array:

@@ -10,8 +10,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from probgen.arrays import rows_mean
 from probgen.diffusion.denoiser import Prediction, target
-from probgen.diffusion.objective import rows_mean
 from probgen.diffusion.requirements import denoiser_of
 from probgen.diffusion.samplers import first_time
 from probgen.errors import ProbgenError

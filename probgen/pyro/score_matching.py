@@ -11,8 +11,8 @@ from pyro import poutine
 from torch import Tensor
 
 from probgen.energy.losses import Contrast, Denoising, Matching
-from probgen.pyro.energy import data_array, langevin, log_parts, scored
 from probgen.program import Player, Program
+from probgen.pyro.energy import data_array, langevin, log_parts, scored
 from probgen.pyro.flow_matching import denoising_player, matched_noise
 from probgen.pyro.loss import Loss
 from probgen.pyro.trace import rows_factor
@@ -21,7 +21,15 @@ from probgen.schedules import value_at
 
 @dataclass(frozen=True)
 class ScoreMatching(Matching, Loss):
-    __doc__ = Matching.__doc__
+    """½‖s‖² + tr ∇s, which up to a constant is half the expected ‖s − ∇ log p_data‖²; no constant of p enters.
+
+    "exact" takes D derivatives of the score, "sliced" `slices` random directions in their place. Networks must be smooth:
+    of a ReLU's score the second derivative says nothing.
+
+    References:
+        | Estimation of non-normalized statistical models by score matching (Hyvärinen, 2005), JMLR 6
+        | Sliced score matching (Song et al., 2019), https://arxiv.org/abs/1905.07088
+    """
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Tensor:
         """Half the expected squared distance of the scores, up to a constant."""
@@ -47,7 +55,14 @@ class ScoreMatching(Matching, Loss):
 
 @dataclass(frozen=True)
 class DenoisingScoreMatching(Denoising, Loss):
-    __doc__ = Denoising.__doc__
+    """½‖σ s(x + σ ε) + ε‖²: s becomes the score of the data with Gaussian noise of standard deviation `sigma` added.
+
+    `sigma` is in the units of the prepared data, a number or a schedule of the step. Without it, all the noise levels of the
+    program's denoiser are learned, at a random time for each row: E ‖σ_t s(x_t, t) + ε‖², with dimensions averaged.
+
+    References:
+        | A connection between score matching and denoising autoencoders (Vincent, 2011), Neural Computation 23
+    """
 
     def players(self, program: Program) -> dict[str, Player]:
         """One: the program; without `sigma` all that its denoiser touches."""
@@ -71,7 +86,18 @@ class DenoisingScoreMatching(Denoising, Loss):
 
 @dataclass(frozen=True)
 class ContrastiveDivergence(Contrast, Loss):
-    __doc__ = Contrast.__doc__
+    """log p(x⁻) − log p(x), where x⁻ comes after `steps` of Langevin's chain; no gradient goes through them.
+
+    Its gradient is that of −log p as far as x⁻ is a draw of p; after few steps from the data it is a biased estimate
+    (contrastive divergence). Unless they are `adjusted`, the steps are only right as h = `step_size` → 0, and run
+    away where the energy is steep. `start` is "data", or "noise": a draw of the program without its factors. `penalty` is λ
+    in λ (U(x)² + U(x⁻)²), U = −log of the factors, which keeps energies from growing apart. A loss holds no state, so chains
+    are not carried from step to step (no persistent contrastive divergence). Terms: log p(x) and log p(x⁻).
+
+    References:
+        | Training products of experts by minimizing contrastive divergence (Hinton, 2002), Neural Computation 14
+        | Implicit generation and modeling with energy-based models (Du & Mordatch, 2019), arXiv:1903.08689
+    """
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], **arrays: Tensor) -> Any:
         """log p(x⁻) − log p(x), and its two parts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from probgen.pyro.enumeration import enumerated_traces, state_table
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.plan import Plan, make_plan, owned
 from probgen.pyro.probability_flow import log_density
-from probgen.pyro.samplers import sampled
+from probgen.pyro.samplers import CompiledSteps, sampled
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import bound, callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
 from probgen.pyro.weights import datum_terms, drawn_traces, local_terms, row_dim
@@ -97,6 +97,7 @@ class Trained:
         with self.running():
             self.structure: Structure = structure_of(program, batch, rows, seed)
         self._plan: Plan = make_plan(self._model, self._guide, (), batch)
+        self._compiled: dict[Any, CompiledSteps] = {}
 
     def _fitting(self, weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         values = start_values(self.leaves, self.dtype, self.device)
@@ -215,20 +216,43 @@ class Trained:
             nodes = poutine.trace(self._model).get_trace(**self._tensors(arrays)).nodes
             return {name: _array(nodes[name]["fn"].complete(v)) for name, v in self._tensors(values).items()}
 
-    def sampled(self, sampler: Sampler, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-        """As many rows of the data site as there are in `arrays`, by a sampler of the program's denoiser."""
+    def sampled(
+        self, sampler: Sampler, arrays: Mapping[str, np.ndarray], seed: int, compile: bool | None = None
+    ) -> dict[str, np.ndarray]:
+        """As many rows of the data site as there are in `arrays`, by a sampler of the program's denoiser.
+
+        Its steps are compiled, if `compile` says so, or where that pays.
+        """
         with self._quiet(seed):
             batch = self._tensors(arrays)
             chain = self.denoiser(batch, type(sampler).__name__)
             refuse_not_gaussian(chain, Denoiser, type(sampler).__name__)
             rows = batch[chain.site]
-            return {chain.site: _array(chain.restored(sampled(chain, sampler, chain.prior(rows).sample((len(rows),)))))}
+            start, steps = chain.prior(rows).sample((len(rows),)), functools.partial(self._steps, sampler, batch)
+            return {chain.site: _array(chain.restored(sampled(chain, sampler, start, steps, compile)))}
+
+    def _steps(self, sampler: Sampler, batch: Mapping[str, Tensor], names: Sequence[str]) -> CompiledSteps:
+        """The compiled steps of a sampler, made once for batches of a shape."""
+        weights, arrays = list(self.values), list(batch)
+        shapes = tuple((name, value.shape, value.dtype) for name, value in batch.items())
+
+        @contextlib.contextmanager
+        def chain_of(held: Sequence[Tensor]) -> Iterator[Denoiser]:
+            given = iter(held)
+            values = {name: next(given) for name in weights}
+            with self.leaves.substituted(values, training=False):
+                yield self.denoiser({name: next(given) for name in arrays}, type(sampler).__name__)
+
+        made = self._compiled.setdefault((sampler, shapes), CompiledSteps(sampler, chain_of))
+        return made.on(names, [*self.values.values(), *batch.values()])
 
     def by_chain(self, chain: Langevin, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """As many rows of the data site as there are in `arrays`, each after the last step of a chain of its own."""
         refuse_unscored(self.structure, type(chain).__name__)
         if isinstance(chain, Sampling):
-            raise ProbgenError("NUTS as a sampler of data is NumPyro's: give sampler=Langevin(), or write the program in it")
+            raise ProbgenError(
+                "NUTS as a sampler of data is NumPyro's: give sampler=Langevin(), or write the program in it"
+            )
         (name,) = self.structure.observed
         with self._quiet(seed):
             batch = self._tensors(arrays)
@@ -239,7 +263,9 @@ class Trained:
         """log p(x_n) of the only data site and the log of all factors, [B] each, and their gradients, [B, ...]; float64."""
         with self._quiet(0):
             (name,) = self.structure.observed
-            return tuple(_array(v).astype(np.float64) for v in parts_and_scores(self._model, self._tensors(arrays), name))
+            return tuple(
+                _array(v).astype(np.float64) for v in parts_and_scores(self._model, self._tensors(arrays), name)
+            )
 
     @property
     def has_probability_flow(self) -> bool:
