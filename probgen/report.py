@@ -121,12 +121,18 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
         yield _section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
     if getattr(run, "draws", None) is not None:
         yield _section("Chains", "Whether the draws are to be trusted.", _chains(*run.agreed_draws))
-    if any(site.local for site in run.structure.sampled.values()):
+    chain = figures.of_chain()
+    if chain:
+        yield _section(
+            "The chain", "How draws come out of noise, and what each step of it costs the bound.", figures.row(*chain)
+        )
+    elif any(site.local for site in run.structure.sampled.values()):
         yield _section(
             "Latent space",
             "Where the guide places data, what latents decode to, and what is lost on the way there and back.",
             figures.row("reconstructions", "latents", "traversal", *figures.if_possible("manifold")),
         )
+    if any(site.local for site in run.structure.sampled.values()):
         yield _section(
             "Trust in the guide",
             "",
@@ -175,6 +181,12 @@ class _Figures:
         noisy = kind in ("image", "vector") and self.run.structure.latents
         means = self.if_possible("means") if noisy else ()
         return (*means, "nearest") if kind != "scalar" else means
+
+    def of_chain(self) -> tuple[str, ...]:
+        """Pictures of a diffusion, whose latents are noisy data and no latent space."""
+        if getattr(self.run.program, "denoiser", None) is None:
+            return ()
+        return tuple(name for each in ("filmstrip", "chain_terms") for name in self.if_possible(each))
 
     def _axes(self, name: str) -> Axes | None:
         if name not in self.drawn and name not in self.refused:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from probgen.sites import numbered
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -28,6 +30,8 @@ _MEANING = {
     "active_units": ("active units", "", "latent dimensions whose posterior mean moves with the data"),
 }
 _FIRST = tuple(_MEANING)
+_LONG = 8  # a longer series of numbered sites is one line
+_SERIES = {"term": "their sum; the evaluation has each", "active_units": "from the fewest at a site to the most"}
 _APART = ("protocol", "notes")
 
 
@@ -42,15 +46,21 @@ class Number:
     monte_carlo: float | None
     unit: str
     meaning: str
+    most: float | None = None  # of a range, which begins at `value`
 
     @property
     def text(self) -> str:
-        """`−89.73 ± 0.31`: as many digits as the error leaves certain."""
+        """`−89.73 ± 0.31`: as many digits as the error leaves certain; of a range `60 to 64`."""
+        if self.most is not None and self.most != self.value:
+            return f"{with_error(self.value, None)} to {with_error(self.most, None)}"
         return with_error(self.value, self.error) if self.name != "k_hat_above_0.7" else f"{self.value:.1%}"
 
 
 def numbers(evaluation: Mapping[str, Any] | None) -> list[Number]:
-    """The numbers of an evaluation, likelihoods first; what is undefined is not among them."""
+    """The numbers of an evaluation, likelihoods first; what is undefined is not among them.
+
+    Of more than 8 numbered sites, as a chain has them, terms are one line with their sum, active units one with their range.
+    """
     found = {
         name: value
         for name, value in (evaluation or {}).items()
@@ -60,7 +70,27 @@ def numbers(evaluation: Mapping[str, Any] | None) -> list[Number]:
     if len(alone) == 1:
         found.pop(alone[0])
     order = [n for n in _FIRST if n in found] + [n for n in found if n not in _FIRST]
-    return [_number(name, found[name], evaluation or {}) for name in order]
+    lines = {name: _number(name, found[name], evaluation or {}) for name in order}
+    for names in _long_series(found):
+        lines[names[0]] = _one_line(names, found)
+        for name in names[1:]:
+            del lines[name]
+    return list(lines.values())
+
+
+def _long_series(found: Mapping[str, float]) -> list[list[str]]:
+    """`term/x_1` … `term/x_T` and the like, in order; also where there is a `term/x` beside them."""
+    ends = [name for name in found if name.partition("/")[0] in _SERIES and name.rpartition("_")[2].isdigit()]
+    return [names for names in numbered(ends).values() if len(names) > _LONG]
+
+
+def _one_line(names: list[str], found: Mapping[str, float]) -> Number:
+    """A series of numbers as one, which bears the first one's name."""
+    head, values = names[0].partition("/")[0], [found[name] for name in names]
+    sites = " … ".join(name.partition("/")[2] for name in (names[0], names[-1]))
+    if head == "term":
+        return Number(names[0], f"terms of {sites}", math.fsum(values), None, None, "nats per datum", _SERIES[head])
+    return Number(names[0], f"active units of {sites}", min(values), None, None, "", _SERIES[head], max(values))
 
 
 def _number(name: str, value: float, evaluation: Mapping[str, Any]) -> Number:

@@ -205,6 +205,22 @@ def test_the_table_leads_with_the_likelihood_and_leaves_out_what_is_undefined():
     )
 
 
+def test_a_long_chain_is_one_line_and_a_short_one_is_not():
+    terms = {f"term/x_{t}": 0.5 * t for t in range(1, 13)}
+    units = {f"active_units/x_{t}": 64 - t for t in range(1, 13)}
+    short = {f"term/z_{t}": 1.0 for t in range(1, 9)}
+    evaluation = {"elbo": -3.0, "elbo_se": 0.1, "term/x": -40.0, **terms, **units, **short, "active_units": 690}
+    found = {n.label: n for n in numbers(evaluation)}
+    assert found["terms of x_1 … x_12"].value == pytest.approx(39.0)
+    assert found["active units of x_1 … x_12"].text == "52 to 63"
+    assert found["term of x"].value == -40.0
+    assert sum(n.name.startswith("term/z_") for n in found.values()) == 8
+    assert len(found) == 5 + 8
+    page = report.page(run(evaluation=evaluation))
+    assert page.count("terms of x_1 … x_12") == 1
+    assert "term of x_3" not in page
+
+
 def test_the_summary_says_the_same_in_terminal_and_notebook():
     from rich.console import Console
 

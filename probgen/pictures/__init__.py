@@ -9,6 +9,7 @@ from probgen.pictures.canvas import detached
 from probgen.pictures.curves import curves, terms
 from probgen.pictures.decoded import manifold, traversal
 from probgen.pictures.diagram import diagram
+from probgen.pictures.diffusion import chain_terms, denoising, filmstrip, noising
 from probgen.pictures.forest import forest
 from probgen.pictures.khat import khat
 from probgen.pictures.latents import latents
@@ -16,15 +17,19 @@ from probgen.pictures.samples import data, nearest, reconstructions, samples
 
 __all__ = [
     "calibration",
+    "chain_terms",
     "curves",
     "data",
+    "denoising",
     "detached",
     "diagram",
+    "filmstrip",
     "forest",
     "khat",
     "latents",
     "manifold",
     "nearest",
+    "noising",
     "reconstructions",
     "samples",
     "terms",
