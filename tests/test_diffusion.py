@@ -19,6 +19,7 @@ from probgen import Program
 from probgen.check.laws import law_fast_loss
 from probgen.check.subject import Subject
 from probgen.diffusion import (
+    DDIM,
     CosineSchedule,
     GeometricSchedule,
     LearnedSchedule,
@@ -538,3 +539,14 @@ def test_trained_losses_reach_and_never_beat_their_floors(by):
     floor = np.mean(ratio(steps)) if isinstance(by, DiffusionELBO) else quad(ratio, 1e-3, 1)[0] / 0.999
     found = np.mean(run.metrics["loss"][-2:])  # chunks of some hundred batches: an error of 0.0015
     assert floor - 0.006 < found < 1.03 * floor
+
+
+def test_labels_are_given_though_an_untrained_network_ignores_them():
+    """A network whose last layer starts at zero reads no label yet: what is said of the run is what was learned."""
+    torch.set_default_dtype(torch.float32)
+    data = probgen.load_data("digits")
+    run = probgen.fit(probgen.load("ddpm", data, steps=3, hidden=8, conditional=True), data, steps=3, progress=False)
+    assert run.structure.arrays["y"] == "given"
+    assert run.sample(2, given={"y": 3}, sampler=DDIM(3, guidance=1.0))["x"].shape == (2, 8, 8)
+    with pytest.raises(ProbgenError, match="is conditioned on 'y'"):
+        run.sample(2)

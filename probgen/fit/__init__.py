@@ -423,6 +423,5 @@ class _Fit:
             list(self.rows),
             data=self.data,
             folder=self.folder,
-            structure=self.engine.structure,
             history=getattr(self.engine, "history", lambda state: {})(state),
         )
