@@ -350,9 +350,11 @@ def test_readouts_of_one_trained_model():
     torch.set_default_dtype(torch.float32)
     rng = np.random.default_rng(0)
     data = probgen.load_data({"x": (2 + 0.5 * rng.normal(size=(4000, 1))).astype(np.float32)})
-    run = probgen.fit(probgen.load("ddpm", data, steps=20, hidden=32), data, steps=400, progress=False)
+    program = probgen.load("ddpm", data, steps=20, hidden=32, predicts="v")
+    run = probgen.fit(program, data, steps=400, lr=5e-3, ema=0.98, progress=False)
     new = (2 + 0.5 * rng.normal(size=(200, 1))).astype(np.float32)
     found, true = run.evaluate({"x": new}, k=50), -0.5 * math.log(2 * math.pi * math.e * 0.25)
-    assert found["elbo"] < found["log_likelihood"] < true + 4 * found["log_likelihood_se"]
-    assert true - 0.5 < found["ode_log_likelihood"] < true + 4 * found["ode_log_likelihood_se"]
+    assert found["elbo"] < found["log_likelihood"]
+    for name in ("elbo", "log_likelihood", "ode_log_likelihood"):
+        assert true - 0.1 - 4 * found[f"{name}_se"] < found[name] < true + 4 * found[f"{name}_se"]
     assert any("exact trace" in note for note in found["notes"])
