@@ -15,14 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flow_tables, mixture_tables
+from benchmarks import diffusion_tables, flow_tables, mixture_tables
 from benchmarks.pairs import Ratio, ratio
 from benchmarks.problems import PROBLEMS
 from benchmarks.worker import in_own_process
 
 SECTIONS = (
     "pyro-small", "pyro-medium", "pyro-conv", "numpyro-small", "first-loss", "memory", "growth",
-    "em", "em-growth", "em-memory", "nuts", "flows", "pixels", "cuda",
+    "em", "em-growth", "em-memory", "nuts", "flows", "pixels", "diffusion", "cuda",
 )  # fmt: skip
 BLOCK = {"small": 100, "medium": 25, "conv": 20}  # steps of a block, at least a fifth of a chunk of `fit`
 STOCK, DROP_IN, ADVANCE = "pyro.infer.SVI.step", "probgen.pyro.SVI.step", "probgen.fit (Engine.advance)"
@@ -50,6 +50,7 @@ PYRO = {
     ),
 }
 NUMPYRO = ((UPDATE, ADVANCE, "2.3 (prototype)", "≥ 2"), (ADVANCE, SCAN, "equal", "≤ 1.05"))
+DIFFUSION = {"numpyro": ((ADVANCE, "by hand, lax.scan + optax", "equal", "≤ 1.05"),)}
 CONSOLE = Console(width=132)
 
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _versions() -> str:
     packages = (
         "probgen", "torch", "pyro-ppl", "jax", "numpyro", "flax", "numpy", "scikit-learn", "pomegranate", "zuko", "normflows",
-        "nflows",
+        "nflows", "diffusers", "denoising-diffusion-pytorch", "torchcfm",
     )  # fmt: skip
     found = ", ".join(f"{name} {_version(name)}" for name in packages)
     return f"Python {platform.python_version()}, {found}"
@@ -124,6 +125,16 @@ def verdict(found: Ratio, target: str) -> str:
     relation, bound = target.split()
     met = found.median >= float(bound) if relation == "≥" else found.median <= float(bound) or found.equal
     return "met" if met else "missed"
+
+
+def _diffusion(_: str, pairs: int) -> None:
+    """Milliseconds a training step of the DDPM on NumPyro; then on Pyro, and of a draw, beside other packages."""
+    for backend, comparisons in DIFFUSION.items():
+        result = in_own_process(f"diffusion-{backend}", backend=backend, pairs=pairs, steps=BLOCK["small"])
+        times = {contender: np.array(values) for contender, values in result["times"].items()}
+        _print_times(f"{backend}: DDPM of two moons, T = 20, dense, 128 wide, batch 128", times, result["ready"])
+        _print_ratios(times, comparisons)
+    diffusion_tables.pyro(CONSOLE, pairs, verdict)
 
 
 def _first_loss(_: str, __: int) -> None:
@@ -199,6 +210,7 @@ _SECTIONS = {
     "nuts": lambda _, pairs: mixture_tables.nuts(CONSOLE, pairs, verdict),
     "flows": lambda _, pairs: flow_tables.flows(CONSOLE, pairs, verdict),
     "pixels": lambda _, pairs: flow_tables.pixels(CONSOLE, pairs, verdict),
+    "diffusion": _diffusion,
     "cuda": _cuda,
 }
 

@@ -71,7 +71,7 @@ def measured(family: str, pairs: int, steps: int) -> dict[str, Any]:
     """
     pyro.enable_validation(False)
     ours = engine(family)
-    ready, run = _readied(_advanced(ours))
+    ready, run = readied(advanced(ours))
     found: dict[str, Any] = {
         "ready": {ADVANCE: ready},
         "parameters": {ADVANCE: sum(p.numel() for p in ours.leaves.params.values())},
@@ -81,35 +81,33 @@ def measured(family: str, pairs: int, steps: int) -> dict[str, Any]:
     runs = {ADVANCE: run}
     for peer, build in builders(family).items():
         found["parameters"][peer] = sum(p.numel() for p in build().parameters())
-        found["forms"][peer], able = _raced(build, ours.feed, steps)
+        found["forms"][peer], able = raced(build, ours.feed, steps)
         form = min(able, key=found["forms"][peer].get)
         found["chosen"][peer], (found["ready"][peer], runs[peer]) = form, able[form]
     times = rounds({name: (run, steps) for name, run in runs.items()}, pairs)
     return {**found, "times": {name: list(values) for name, values in times.items()}}
 
 
-def _raced(
-    build: Callable[[], Opponent], feed: Feed, steps: int
-) -> tuple[dict[str, Any], dict[str, tuple[float, Run]]]:
+def raced(build: Callable[[], Opponent], feed: Feed, steps: int) -> tuple[dict[str, Any], dict[str, tuple[float, Run]]]:
     """Seconds a step of each form, or its error in words; and the forms that run, each with the seconds until it did."""
     said: dict[str, Any] = {}
     able: dict[str, tuple[float, Run]] = {}
     for form, make in FORMS.items():
         try:
-            able[form] = _readied(_fed(make(build(), LR), feed))
+            able[form] = readied(fed(make(build(), LR), feed))
         except Exception as error:  # whatever torch.compile says of a peer's code, its next form runs
             said[form] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
     times = rounds({form: (run, steps) for form, (_, run) in able.items()}, RACE)
     return said | {form: float(np.median(values)) for form, values in times.items()}, able
 
 
-def _readied(run: Run) -> tuple[float, Run]:
+def readied(run: Run) -> tuple[float, Run]:
     began = time.perf_counter()
     run(3)
     return time.perf_counter() - began, run
 
 
-def _advanced(engine: Engine) -> Run:
+def advanced(engine: Engine) -> Run:
     """The engine as `fit` calls it: batches drawn, the metrics of all steps read at the end of the chunk."""
     held = [engine.start(), 0]
 
@@ -120,7 +118,7 @@ def _advanced(engine: Engine) -> Run:
     return run
 
 
-def _fed(step: Step, feed: Feed) -> Run:
+def fed(step: Step, feed: Feed) -> Run:
     """A hand-written step on the same batches, gathered in its graph; losses read at the end of the chunk."""
     data, place = torch.as_tensor(feed.resident()["x"], dtype=torch.float32), [0]
 
@@ -152,7 +150,7 @@ def drawn(family: str, pairs: int, steps: int, compile: bool) -> dict[str, Any]:
             except Exception as error:  # whatever torch.compile says of a peer's code, the others are timed
                 failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
             else:
-                runs[name] = _repeated(draw)
+                runs[name] = repeated(draw)
         times = rounds({name: (run, steps) for name, run in runs.items()}, pairs)
     return {"times": {name: list(values) for name, values in times.items()}, "failed": failed}
 
@@ -170,7 +168,7 @@ def _drawing(model: Opponent) -> Callable[[], Tensor]:
     return lambda: model.draw(BATCH)
 
 
-def _repeated(draw: Callable[[], Tensor]) -> Run:
+def repeated(draw: Callable[[], Tensor]) -> Run:
     def run(steps: int) -> None:
         for _ in range(steps):
             draw()

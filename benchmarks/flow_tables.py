@@ -34,13 +34,13 @@ def flows(console: Console, pairs: int, verdict: Verdict) -> None:
         found = in_own_process("flows", family=family, pairs=pairs, steps=STEPS[family])
         times = {name: np.array(values) for name, values in found["times"].items()}
         console.print(_steps(f"A training step of {words}; D 16, hidden (64, 64), batch 256, float32", times, found))
-        console.print(_ratios(times, verdict))
+        console.print(ratios(times, verdict))
         for compile in (False, True) if family in COMPILED else (False,):
             drawn = in_own_process("flow-draws", family=family, pairs=pairs, steps=DRAWS[family], compile=compile)
             times = {name: np.array(values) for name, values in drawn["times"].items()}
             how = "through torch.compile" if compile else "as the packages ship it"
             console.print(_draws(f"256 points of {family}, {how}", times, drawn["failed"]))
-            console.print(_ratios(times, verdict))
+            console.print(ratios(times, verdict))
 
 
 def _steps(title: str, times: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Table:
@@ -48,7 +48,7 @@ def _steps(title: str, times: Mapping[str, np.ndarray], found: Mapping[str, Any]
     table = Table(*columns, title=title, title_justify="left")
     for name, values in times.items():
         chosen = found["chosen"][name]
-        others = [f"{form} {_said(ms)}" for form, ms in found["forms"][name].items() if form != chosen]
+        others = [f"{form} {said(ms)}" for form, ms in found["forms"][name].items() if form != chosen]
         row = (f"{found['parameters'][name]:,}", f"{1e3 * np.median(values):.3f}", f"{1e3 * values.min():.3f}")
         table.add_row(name, chosen, *row, f"{found['ready'][name]:.0f}", "; ".join(others))
     return _with_missing(table, times)
@@ -70,12 +70,12 @@ def _with_missing(table: Table, there: Mapping[str, Any]) -> Table:
     return table
 
 
-def _said(seconds: float | str) -> str:
+def said(seconds: float | str) -> str:
     """Milliseconds, or why there are none."""
     return f"fails ({seconds})" if isinstance(seconds, str) else f"{1e3 * seconds:.3f}"
 
 
-def _ratios(times: Mapping[str, np.ndarray], verdict: Verdict) -> Table:
+def ratios(times: Mapping[str, np.ndarray], verdict: Verdict, predicted: str = "equal") -> Table:
     """Our time over that of each peer; the target is for the fastest."""
     ours, *peers = times
     table = Table("time of", "over time of", "predicted", "measured, 95 % interval", "target", "")
@@ -83,7 +83,7 @@ def _ratios(times: Mapping[str, np.ndarray], verdict: Verdict) -> Table:
     for name in sorted(peers, key=lambda name: name != fastest):
         found = ratio(times[ours], times[name])
         target = TARGET if name == fastest else ""
-        table.add_row(ours, f"{name}, the fastest" if target else name, "equal" if target else "", str(found), target, verdict(found, target))  # fmt: skip
+        table.add_row(ours, f"{name}, the fastest" if target else name, predicted if target else "", str(found), target, verdict(found, target))  # fmt: skip
     return table
 
 

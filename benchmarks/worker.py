@@ -31,6 +31,9 @@ MEASUREMENTS = {
     "flows": "benchmarks.flow_steps:measured",
     "flow-draws": "benchmarks.flow_steps:drawn",
     "pixels": "benchmarks.pixels:measured",
+    "diffusion-numpyro": "benchmarks.diffusion_steps:measured",
+    "diffusion-pyro": "benchmarks.diffusion_pyro_steps:measured",
+    "diffusion-draws": "benchmarks.diffusion_pyro_steps:drawn",
 }
 
 

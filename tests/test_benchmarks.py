@@ -136,6 +136,32 @@ def test_the_numpyro_scan_by_hand_takes_the_engines_steps():
     assert metrics["loss"][-50:].mean() < metrics["loss"][0] - 5
 
 
+def test_the_ddpm_by_hand_takes_the_engines_steps():
+    """The same loss at the same steps and noise, and from the same weights the same course."""
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    from benchmarks.diffusion_steps import STEPS, engine
+    from benchmarks.opponents_diffusion import scan, simple_loss, tabled
+    from probgen.diffusion import CosineSchedule
+    from probgen.numpyro import Denoiser, DiffusionELBO
+    from probgen.numpyro.nn import DenoisingMLP
+
+    ours, net = engine("ddpm_numpyro", hidden=16), DenoisingMLP((2,), 16, 3)
+    weights, data = ours.start()["params"]["network$params"], jnp.asarray(ours.feed.resident()["x"], jnp.float32)
+    moved = jax.tree.map(lambda w: w + 0.1, weights)
+    t, noise, x = jnp.arange(20) % STEPS + 1, jax.random.normal(jax.random.key(1), (20, 2)), data[:20]
+    chain = Denoiser(lambda x, t: net.apply({"params": moved}, x, t), CosineSchedule(), steps=STEPS)
+    rows, _ = DiffusionELBO("simple").of_step(chain, x, x, noise, t, jnp.full(20, STEPS))
+    np.testing.assert_allclose(simple_loss(moved, net, tabled(STEPS), t, noise, x), rows.mean(), rtol=1e-5)
+    state, chunk = scan(net, weights, LR, STEPS)
+    _, by_hand = chunk(state, jax.random.key(0), data, jnp.asarray(ours.feed.indices(0, 400), jnp.int32))
+    _, metrics = ours.advance(ours.start(), 0, 400)
+    # Other noise, the same course: 4 SE of the difference of the means of 100 losses are 0.03.
+    assert abs(float(by_hand[-100:].mean()) - metrics["loss"][-100:].mean()) < 0.03
+    assert by_hand[-100:].mean() < 0.7 * by_hand[0]
+
+
 def flows_of_peers(family):
     pytest.importorskip("zuko")
     from benchmarks.flow_steps import builders
@@ -199,6 +225,69 @@ def test_all_forms_of_a_peers_step_take_adams_steps(monkeypatch):
         assert losses["whole"][-1] < losses["whole"][0] - 5, peer
         for form in FORMS:
             np.testing.assert_allclose(losses[form], losses["whole"], rtol=1e-3, err_msg=f"{peer}, {form}")
+
+
+def diffusions(predicts, case):
+    pytest.importorskip("torch")
+    from benchmarks import diffusion_pyro_steps as steps
+
+    tiny = replace(steps.CASES[case], hidden=8, batch=8, **({"shape": (8, 8)} if case == "unet" else {}))
+    return steps.engine(predicts, tiny, compile=False, rows=64), steps.builders(predicts, tiny)[0], tiny
+
+
+@pytest.mark.parametrize("predicts", ["noise", "velocity"])
+@pytest.mark.parametrize("case", ["unet", "dense"])
+def test_diffusions_of_other_packages_take_adams_steps_on_the_zoos_network(case, predicts, monkeypatch):
+    """In every form, with as many parameters; what a peer's loss is at the first step, where the network says 0, is known."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.opponents_flows import FORMS
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    ours, peers, _ = diffusions(predicts, case)
+    count = sum(p.numel() for p in ours.leaves.params.values())
+    data, rows = torch.as_tensor(ours.feed.resident()["x"], dtype=torch.float32), torch.randint(64, (8, 64))
+    floor = float(data.square().mean()) if predicts == "velocity" else 0.0  # E (z − x)², and E ε²
+    for peer, build in peers.items():
+        assert sum(p.numel() for p in build().parameters()) == count, peer
+        losses = {}
+        for form, make in FORMS.items():
+            step = make(build(), 1e-2)
+            torch.manual_seed(1)
+            losses[form] = [step(data, row).item() for row in rows]
+            np.testing.assert_allclose(losses[form], losses["whole"], rtol=1e-2, err_msg=f"{peer}, {form}")
+        assert abs(losses["whole"][0] - 1 - floor) < 0.6 and losses["whole"][-1] < losses["whole"][0], peer
+
+
+@pytest.mark.parametrize("case", ["unet", "dense"])
+def test_diffusions_of_other_packages_draw_what_ddim_draws(case):
+    """From the same start and network; their grids of times are others, so to a few hundredths."""
+    torch = pytest.importorskip("torch")
+    from probgen.diffusion import DDIM, CosineSchedule
+    from probgen.pyro import Denoiser
+    from probgen.pyro.samplers import sampled
+
+    _, peers, tiny = diffusions("noise", case)
+
+    schedule = CosineSchedule()
+
+    def network(x, t):  # of data N(0, ¼)
+        alpha, sigma = (v.reshape(-1, *[1] * len(tiny.shape)) for v in (schedule.alpha(t), schedule.sigma(t)))
+        return sigma * x / (0.25 * alpha**2 + sigma**2)
+
+    chain = Denoiser(network, schedule, steps=1000)
+    for peer, build in peers.items():
+        model = build()
+        torch.manual_seed(0)
+        start = torch.randn(6, *tiny.shape)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found = model.draw(network, 6)
+        expected = sampled(chain, DDIM(50), start)
+        assert found.shape == expected.shape, peer
+        if peer == "denoising-diffusion-pytorch":
+            expected = expected.clamp(-1, 1)
+        assert float((found - expected).abs().mean()) < 0.05, peer
+        assert float(expected.std()) > 0.3
 
 
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
