@@ -64,7 +64,7 @@ class FakeRun:
         FakeRun.asked |= {"evaluated": len(rows), "k": k, "evaluation_seed": seed}
         self.evaluation = {"log_likelihood": -1.25, "log_likelihood_se": 0.5, "notes": ["So it is."]}
 
-    def sample(self, n, seed=0, given=None, prior=False):
+    def sample(self, n, seed=0, given=None, prior=False, sampler=None):
         FakeRun.asked |= {"n": n, "given": given, "prior": prior}
         return {"x": np.zeros((n, 2), np.float32)}
 
