@@ -26,6 +26,8 @@ from probgen.pyro.distributions import Flow
 from probgen.pyro.nn import DenoisingMLP, UNet
 from probgen.pyro.transforms import ContinuousFlow
 
+FASTEST = 10.0  # frequency of the time that the network is told: eight steps of the solver follow it
+
 
 class Velocity(nn.Module):
     """u(x, t) of vectors: x [*, D] and one t → [*, D]."""
@@ -70,7 +72,7 @@ def program(
     """
     shape, size = spec["x"].shape, math.prod(spec["x"].shape)
     images = (network or ("conv" if len(shape) > 1 and min(shape[:2]) >= 16 else "dense")) == "conv"
-    field = Velocity((UNet if images else DenoisingMLP)(shape, hidden, layers), shape)
+    field = Velocity((UNet if images else DenoisingMLP)(shape, hidden, layers, fastest=FASTEST), shape)
     trace = trace or ("exact" if size <= 4 else "hutchinson")
     flow = ContinuousFlow(field, size, steps=steps, trace=trace, method=method)
     whole = spec["x"].dtype[:1] in "ui"

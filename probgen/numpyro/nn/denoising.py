@@ -15,13 +15,14 @@ zeros = nn.initializers.zeros
 
 
 class TimeEmbedding(nn.Module):
-    """sin and cos of t ∈ [0, 1] at frequencies from 1 to 1000, and a layer of them: t [B] → [B, width].
+    """sin and cos of t ∈ [0, 1] at frequencies from 1 to `fastest`, and a layer of them: t [B] → [B, width].
 
     With `classes` the embedding of a label y [B] is added; the label `classes` stands for none (arXiv:2207.12598).
     """
 
     width: int
     classes: int | None = None
+    fastest: float = 1000.0
 
     def setup(self) -> None:
         """The layer, and a row for each label."""
@@ -31,7 +32,7 @@ class TimeEmbedding(nn.Module):
 
     def __call__(self, t: jax.Array, y: jax.Array | None = None) -> jax.Array:
         """t [B], y [B] → [B, width]."""
-        angles = t[:, None] * np.logspace(0, 3, self.width // 2, dtype=np.float32)
+        angles = t[:, None] * np.logspace(0, math.log10(self.fastest), self.width // 2, dtype=np.float32)
         embedded = self.layer(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1))
         if self.classes is None:
             return nn.silu(embedded)
@@ -43,7 +44,8 @@ class DenoisingMLP(nn.Module):
 
         h ← h + V silu(W h + U τ(t, y)),    the answer A silu(h), of weights that start at zero
 
-    For vectors and small images, which it sees as vectors.
+    For vectors and small images, which it sees as vectors. `fastest` is the highest frequency of the embedding of time: where an
+    equation is solved in time, it limits how large a step may be.
     """
 
     shape: tuple[int, ...]
@@ -51,10 +53,11 @@ class DenoisingMLP(nn.Module):
     layers: int = 3
     classes: int | None = None
     outputs: int = 1
+    fastest: float = 1000.0
 
     def setup(self) -> None:
         """The layers."""
-        self.time = TimeEmbedding(self.hidden, self.classes)
+        self.time = TimeEmbedding(self.hidden, self.classes, self.fastest)
         self.first = nn.Dense(self.hidden)
         self.into, self.told, self.out_of = ([nn.Dense(self.hidden) for _ in range(self.layers)] for _ in range(3))
         self.last = nn.Dense(math.prod(self.shape) * self.outputs, kernel_init=zeros)
@@ -88,6 +91,7 @@ class UNet(nn.Module):
     levels: int = 3
     classes: int | None = None
     outputs: int = 1
+    fastest: float = 1000.0
 
     def setup(self) -> None:
         """The blocks, of each level and between them."""
@@ -98,7 +102,7 @@ class UNet(nn.Module):
                 f"multiples of {2 ** max(0, levels - 1)}, or fewer levels"
             )
         wide = [hidden * 2**k for k in range(levels)]
-        self.time = TimeEmbedding(hidden * 2, self.classes)
+        self.time = TimeEmbedding(hidden * 2, self.classes, self.fastest)
         self.first = conv(hidden)
         self.down = [Block(wide[max(0, k - 1)], wide[k]) for k in range(levels)]
         self.halve = [conv(wide[k], strides=2) for k in range(levels - 1)]

@@ -13,15 +13,15 @@ from probgen.pyro.nn.conditioner import zeroed
 
 
 class TimeEmbedding(nn.Module):
-    """sin and cos of t ∈ [0, 1] at frequencies from 1 to 1000, and a layer of them: t [B] → [B, width].
+    """sin and cos of t ∈ [0, 1] at frequencies from 1 to `fastest`, and a layer of them: t [B] → [B, width].
 
     With `classes` the embedding of a label y [B] is added; the label `classes` stands for none (arXiv:2207.12598).
     """
 
-    def __init__(self, width: int, classes: int | None = None) -> None:
+    def __init__(self, width: int, classes: int | None = None, fastest: float = 1000.0) -> None:
         super().__init__()
         self.layer = nn.Linear(width - width % 2, width)
-        self.register_buffer("frequencies", torch.logspace(0, 3, width // 2))
+        self.register_buffer("frequencies", torch.logspace(0, math.log10(fastest), width // 2))
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -39,16 +39,23 @@ class DenoisingMLP(nn.Module):
 
         h ← h + V silu(W h + U τ(t, y)),    the answer A silu(h), of weights that start at zero
 
-    For vectors and small images, which it sees as vectors.
+    For vectors and small images, which it sees as vectors. `fastest` is the highest frequency of the embedding of time: where an
+    equation is solved in time, it limits how large a step may be.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], hidden: int = 128, layers: int = 3, classes: int | None = None, outputs: int = 1
+        self,
+        shape: tuple[int, ...],
+        hidden: int = 128,
+        layers: int = 3,
+        classes: int | None = None,
+        outputs: int = 1,
+        fastest: float = 1000.0,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
         self.shape, self.outputs = tuple(shape), outputs
-        self.time = TimeEmbedding(hidden, classes)
+        self.time = TimeEmbedding(hidden, classes, fastest)
         self.first = nn.Linear(size, hidden)
         self.into = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.told = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
@@ -81,7 +88,13 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], hidden: int = 32, levels: int = 3, classes: int | None = None, outputs: int = 1
+        self,
+        shape: tuple[int, ...],
+        hidden: int = 32,
+        levels: int = 3,
+        classes: int | None = None,
+        outputs: int = 1,
+        fastest: float = 1000.0,
     ) -> None:
         super().__init__()
         height, width, channels = (*shape, 1)[:3]
@@ -92,7 +105,7 @@ class UNet(nn.Module):
             )
         self.shape, self.outputs, self.channels = tuple(shape), outputs, channels
         wide = [hidden * 2**k for k in range(levels)]
-        self.time = TimeEmbedding(hidden * 2, classes)
+        self.time = TimeEmbedding(hidden * 2, classes, fastest)
         self.first = nn.Conv2d(channels, hidden, 3, padding=1)
         self.down = nn.ModuleList(Block(wide[max(0, k - 1)], wide[k], hidden * 2) for k in range(levels))
         self.halve = nn.ModuleList(nn.Conv2d(wide[k], wide[k], 3, stride=2, padding=1) for k in range(levels - 1))
