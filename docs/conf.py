@@ -65,5 +65,11 @@ def shapes_as_written(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"\[[^]`]*\]", lambda shape: shape[0].replace("*", r"\*"), line) for line in lines]
 
 
+def bars_as_written(app, what, name, obj, options, lines):
+    """|det ∂y/∂x| and ‖x‖ are formulas, and no substitutions; lines that begin with a bar are blocks of lines."""
+    lines[:] = [line if line.lstrip().startswith("| ") else line.replace("|", "\\|") for line in lines]
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", shapes_as_written)
+    app.connect("autodoc-process-docstring", bars_as_written)
