@@ -20,6 +20,7 @@ from probgen.diffusion import (
     GeometricSchedule,
     Heun,
     LinearSchedule,
+    NoiseSchedule,
     PredictorCorrector,
     RectifiedSchedule,
     StochasticHeun,
@@ -358,3 +359,14 @@ def test_readouts_of_one_trained_model():
     for name in ("elbo", "log_likelihood", "ode_log_likelihood"):
         assert true - 0.1 - 4 * found[f"{name}_se"] < found[name] < true + 4 * found[f"{name}_se"]
     assert any("exact trace" in note for note in found["notes"])
+
+
+def test_what_a_schedule_or_sampler_of_ones_own_lacks_is_named():
+    class Mine(NoiseSchedule):
+        def alpha(self, t):
+            return 1 - t
+
+    with pytest.raises(TypeError, match="Mine must define `sigma`"):
+        Mine().log_snr(0.5)
+    with pytest.raises(TypeError, match="Sampler must define `step`"):
+        Sampler().step(None, None, {}, [], ())

@@ -60,7 +60,7 @@ class Sampler:
 
     def step(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> tuple[Any, tuple]:
         """From x_t to x_s."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `step`")
 
     def last(self, chain: GaussianChain, x: Any, at: Numbers, noise: Any, memory: tuple) -> Any:
         """The step to s = 0, where there is no noise to be asked about: to x̂ itself."""

@@ -28,19 +28,19 @@ class NoiseSchedule:
 
     def alpha(self, t: Any) -> Any:
         """α_t, what is left of the data."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `alpha`")
 
     def sigma(self, t: Any) -> Any:
         """σ_t, the standard deviation of the noise."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `sigma`")
 
     def alpha_rate(self, t: Any) -> Any:
         """dα_t / dt."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `alpha_rate`")
 
     def sigma_rate(self, t: Any) -> Any:
         """dσ_t / dt."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `sigma_rate`")
 
     def log_snr(self, t: Any) -> Any:
         """λ_t = log α_t² / σ_t²; infinite where there is no noise."""
@@ -102,11 +102,11 @@ class VariancePreserving(NoiseSchedule):
 
     def log_alpha(self, t: Any) -> Any:
         """log α_t."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `log_alpha`")
 
     def log_alpha_rate(self, t: Any) -> Any:
         """d log α_t / dt."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `log_alpha_rate`")
 
     def alpha(self, t: Any) -> Any:
         """α_t."""
