@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 # Functions named like their modules are bound here: importing such a module later would hide its function.
 from probgen.calibration import calibration as calibration
+from probgen.compare import compare as compare
 from probgen.components.relabel import relabel as relabel
 from probgen.fit import fit as fit
 
@@ -36,11 +37,12 @@ _HOMES = {
     "Standardize": "data.steps",
     "Logit": "data.steps",
     "quality": "evaluate.quality",
+    "mode_coverage": "evaluate.modes",
     "Linear": "schedules",
     "Cosine": "schedules",
     "Steps": "schedules",
 }
-_MODULES = ("pictures", "pyro", "numpyro")
+_MODULES = {"pictures": "pictures", "pyro": "pyro", "numpyro": "numpyro", "divergences": "evaluate.divergences"}
 
 if TYPE_CHECKING:
     from probgen.calibration.uniformity import Calibration as Calibration
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from probgen.data.steps import Scale as Scale
     from probgen.data.steps import Standardize as Standardize
     from probgen.errors import ProbgenError as ProbgenError
+    from probgen.evaluate.modes import mode_coverage as mode_coverage
     from probgen.evaluate.quality import quality as quality
     from probgen.fit.recipe import Options as Options
     from probgen.program import Player as Player
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
     from probgen.zoo import list_models as list_models
     from probgen.zoo import load as load
 
-__all__ = [*_HOMES, "__version__", "calibration", "fit", "relabel"]
+__all__ = [*_HOMES, "__version__", "calibration", "compare", "fit", "relabel"]
 
 
 def __getattr__(name: str) -> Any:
@@ -74,7 +77,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value  # also where a module of that name would shadow it
         return value
     if name in _MODULES:
-        return importlib.import_module(f"probgen.{name}")
+        return importlib.import_module(f"probgen.{_MODULES[name]}")
     raise AttributeError(f"module 'probgen' has no attribute {name!r}")
 
 

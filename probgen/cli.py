@@ -1,4 +1,4 @@
-"""The command line: `probgen list | show | check | fit | resume | sample | posterior | evaluate | report`.
+"""The command line: `probgen list | show | check | fit | resume | sample | posterior | evaluate | report | compare`.
 
 Each command reads its words, calls one verb, and prints where the result lies. Nothing heavy is imported before a
 command needs it. A mistake is one line on stderr and exit status 2; Ctrl-C exits 130, SIGTERM 143.
@@ -346,6 +346,30 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _compare(words: list[str]) -> int:
+    paths = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    _leading("compare", words)
+    line = _line("compare RUN RUN ...")
+    line.add("--data", str, "the data, where no run finds them again")
+    line.add("--rows", int, "test rows of the likelihoods, the first ones (default: all)")
+    line.add("--k", int, "importance samples where latents are integrated out (default: 1000)")
+    line.add("--samples", int, "draws of each run, at most as many as test rows (default: 2000)")
+    line.add("--seed", int, "of every draw (default: 0)")
+    line.add("--out", str, "the file of the page (default: compare.html)")
+    given = line.parse(words[len(paths) :])
+    target = _target("--out", given.get("out", "compare.html"), ".html")
+    from rich.console import Console
+
+    from probgen.compare import compare
+    from probgen.compare.terminal import printed
+
+    options = {name: given[name] for name in ("rows", "k", "samples", "seed") if name in given}
+    data = _data(given["data"]) if "data" in given else None
+    Console(highlight=False).print(printed(compare([_opened(path) for path in paths], data, out=target, **options)))
+    print(target)
+    return 0
+
+
 COMMANDS = {
     "list": Command("", "the models of the zoo", _list),
     "show": Command("MODEL", "a program's sites, shapes and plates, its factorisation, its diagram", _show),
@@ -356,6 +380,7 @@ COMMANDS = {
     "posterior": Command("RUN", "draw the latents of rows, as ArviZ groups", _posterior),
     "evaluate": Command("RUN", "likelihood and diagnostics on held-out rows, with errors", _evaluate),
     "report": Command("RUN", "write report.html again", _report),
+    "compare": Command("RUN", "one table over runs on the same data, and compare.html", _compare),
 }
 
 

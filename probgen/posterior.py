@@ -62,7 +62,7 @@ def posterior(
     """
     structure, chains = trained.structure, _chains(trained, draws)
     draws = draws if chains is None else chains.chains * chains.length
-    _check(structure, len(rows), draws, max_rows)
+    _check(structure, len(rows), draws, max_rows, list(structure.unguided) if chains is None else [])
     indices = _chosen(len(rows), max_rows, seed)
     chosen = rows.take(indices)
     # A draw of the guide's global latents holds for all rows, so these cannot be cut into batches.
@@ -107,6 +107,8 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _stats(trained: Any, batches: list[_Drawn]) -> dict[str, np.ndarray]:
+    if batches[0].log_p is None:
+        return {}
     stats = {name: np.concatenate([getattr(b, name) for b in batches], axis=1) for name in ("log_p", "log_q")}
     if batches[0].terms is not None:
         stats["log_ratio_global"] = _log_ratio(trained, batches[0].terms)
@@ -174,9 +176,14 @@ def _relative_efficiency(tree: DataTree) -> float:
     return min(1.0, float(np.nanmean(found)) / numbers[..., 0].size) if np.isfinite(found).any() else 1.0
 
 
-def _check(structure: Structure, rows: int, draws: int, max_rows: int) -> None:
+def _check(structure: Structure, rows: int, draws: int, max_rows: int, unguided: list[str]) -> None:
     if not structure.latents:
         raise ProbgenError("posterior: this program has no latents, so there is nothing to draw given the data")
+    if unguided and not structure.sampled:
+        raise ProbgenError(
+            f"posterior: the program has no guide that draws the latent {unguided[0]!r} given the data; a guide that is trained "
+            "beside it gives one, as in models/adversarial/ali.py"
+        )
     for name, number in (("draws", draws), ("rows", max_rows)):
         if number < 1:
             raise ProbgenError(f"posterior: `{name}` is {number}; ask for at least one")
@@ -202,12 +209,13 @@ def _chosen(rows: int, max_rows: int, seed: int) -> np.ndarray:
 class _Drawn:
     """Draws [draws, B, ...] of local latents, [draws, ...] of global ones; log p and log q of local terms [draws, B].
 
-    `terms` are the ELBO's summands of the same draws, for a program with global latents.
+    `terms` are the ELBO's summands of the same draws, for a program with global latents. Where the program gives its data
+    no density, or the guide draws some latents only, there are draws alone.
     """
 
     values: dict[str, np.ndarray]
-    log_p: np.ndarray
-    log_q: np.ndarray
+    log_p: np.ndarray | None = None
+    log_q: np.ndarray | None = None
     terms: dict[str, np.ndarray] | None = None
 
 
@@ -218,6 +226,9 @@ def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int | Draws, se
         local = sum(terms.values(), np.zeros((len(next(iter(values.values()))), rows_of(arrays))))
         return _Drawn(values, local, np.zeros_like(local), terms)
     sizes = list(pieces(draws, particles(trained.structure) // rows_of(arrays)))
+    if _draws_alone(trained.structure):
+        parts = [trained.guided(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
+        return _Drawn({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     parts = [trained.posterior(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     values = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
     drawn = _Drawn(values, *(np.concatenate([part[i] for part in parts]) for i in (1, 2)))
@@ -226,6 +237,11 @@ def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int | Draws, se
     parts = [trained.terms(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     terms = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
     return replace(drawn, terms=terms) if _same_draws(trained.structure, drawn, terms) else drawn
+
+
+def _draws_alone(structure: Structure) -> bool:
+    """Whether draws of the guide have no weight: the data have no density given them, or other latents have no guide."""
+    return structure.kind == "implicit" or bool(structure.unguided)
 
 
 def _same_draws(structure: Structure, drawn: _Drawn, terms: Mapping[str, np.ndarray]) -> bool:
@@ -251,7 +267,7 @@ def _log_likelihood(
 ) -> dict[str, np.ndarray]:
     """log p(x_n | θ_s) in raw units, [draws, B], by data site; `joint` where data sites share local latents."""
     structure = trained.structure
-    if structure.kind not in ("exact", "latent"):
+    if structure.kind not in ("exact", "latent") or drawn.log_p is None:
         return {}
     if drawn.terms is not None or structure.has_global_latents:
         sites = _given_globals(structure, drawn)

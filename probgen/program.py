@@ -71,12 +71,30 @@ class Player:
     Its parameters are those that `callables` touch when run once; in `objective` every other player's are held
     fixed. `objective(model, guide, **arrays)` returns a scalar in nats for all N rows, or a pair of that scalar
     and a mapping of named terms to be logged. One step updates each player `updates` times, every time on a fresh
-    batch.
+    batch; `project` maps its unconstrained parameters, elementwise, to allowed ones after each update.
     """
 
     callables: tuple[Callable[..., Any], ...]
     objective: Callable[..., Any]
     updates: int = 1
+    project: Callable[[Any], Any] | None = None
+
+
+def shared(players: Sequence[Player]) -> tuple[int, Callable[[Any], Any] | None]:
+    """Updates and projection of the one player that several of a name are merged into."""
+    projections = [player.project for player in players if player.project is not None]
+
+    def project(weights: Any) -> Any:
+        for one in projections:
+            weights = one(weights)
+        return weights
+
+    return max(player.updates for player in players), project if projections else None
+
+
+def judged(players: Mapping[str, Any]) -> str:
+    """The player whose loss says how good the program is: "program" where there is one, else the first."""
+    return "program" if "program" in players else next(iter(players))
 
 
 @dataclass(frozen=True)

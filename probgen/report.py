@@ -5,22 +5,19 @@ Nothing is loaded from elsewhere: style and pictures lie in the file, drawn so t
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import importlib.resources
 import inspect
-import io
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probgen import pictures
+from probgen.document import document, pairs, section, svg, versions, write_file
 from probgen.errors import ProbgenError
-from probgen.pictures import canvas, material
+from probgen.pictures import material
 from probgen.program import Site, arguments
 from probgen.show import Description
 from probgen.summary import headline, numbers, prepared_by, protocol
@@ -29,18 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "report.html"
-_TITLE = 0.22  # inches that a line of a picture's title takes, which the page sets itself
-_COLOURS = {
-    canvas.INK: "ink",
-    canvas.MUTED: "muted",
-    canvas.FAINT: "faint",
-    canvas.PAPER: "paper",
-    canvas.BLUE: "blue",
-    canvas.ORANGE: "orange",
-    canvas.SHADE: "shade",
-}
-_PACKAGES = ("probgen", "torch", "pyro-ppl", "jax", "numpyro", "numpy", "arviz-base")
-
 
 _SHOWN = (("r_hat", 3), ("ess_bulk", 0), ("ess_tail", 0))  # what is said of a chain, and to how many places
 
@@ -68,7 +53,7 @@ def write(run: Any, path: str | os.PathLike[str] | None = None) -> Path:
     drawn: dict[str, Axes] = {}
     content = page(run, drawn).encode()
     if path is not None:
-        return _write_file(Path(path), content)
+        return write_file(Path(path), content, FILE, "report")
     with folder.writer():
         folder.write_bytes(FILE, content)
         for name, ax in drawn.items():
@@ -76,80 +61,52 @@ def write(run: Any, path: str | os.PathLike[str] | None = None) -> Path:
     return Path(folder.path) / FILE
 
 
-def _write_file(path: Path, content: bytes) -> Path:
-    """The file, whole or not at all; a folder gets `report.html`."""
-    path = path / FILE if path.is_dir() else path
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise ProbgenError(f"cannot write the report to {path}: {error.strerror or error}") from error
-    return path
-
-
 def page(run: Any, drawn: dict[str, Axes] | None = None) -> str:
     """The report as one HTML document; the pictures' axes are put into `drawn` by name."""
     drawn = {} if drawn is None else drawn
-    style = importlib.resources.files("probgen").joinpath("report.css").read_text(encoding="utf-8")
     with pictures.detached():
         body = "\n".join(_sections(run, _Figures(run, drawn)))
-    name = escape(str(run.name))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="kicker">{_origin(run)}</p><h1>{name}</h1><p class="headline">{escape(headline(run))}</p></header>\n'
-        f"{body}\n<footer>{escape(' '.join(('Written by probgen', _version('probgen') or '')).strip())}. Likelihoods are in "
-        "nats per datum, in the units of the data given, losses in those the program sees; ± is one standard error.</footer>\n</main>\n</body>\n</html>\n"
-    )
+    return document(str(run.name), f"{run.name}: report", _origin(run), headline(run), body)
 
 
 def _sections(run: Any, figures: _Figures) -> Iterator[str]:
-    yield _section("The program", "", _program(run, figures))
-    yield _section("Numbers", "", _numbers(run))
-    yield _section("Training", "", figures.row("curves", "terms"))
-    yield _section(
+    yield section("The program", "", _program(run, figures))
+    yield section("Numbers", "", _numbers(run))
+    yield section("Training", "", figures.row("curves", "terms"))
+    yield section(
         "Samples",
         "Draws of the program beside rows of the data, and beside the training data nearest to them: a model that copies "
         f"its training set shows everything twice. {_seen(run)}",
         figures.row("data", "samples", *figures.beside_samples()),
     )
     if run.structure.has_global_latents:
-        yield _section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
+        yield section("Global latents", "Their posterior, one line for each number.", figures.row("forest"))
     if getattr(run, "draws", None) is not None:
-        yield _section("Chains", "Whether the draws are to be trusted.", _chains(*run.agreed_draws))
+        yield section("Chains", "Whether the draws are to be trusted.", _chains(*run.agreed_draws))
     chain = figures.of_chain()
     if chain:
-        yield _section(
+        yield section(
             "The chain", "How draws come out of noise, and what each step of it costs the bound.", figures.row(*chain)
         )
     elif any(site.local for site in run.structure.sampled.values()):
-        yield _section(
+        yield section(
             "Latent space",
             "Where the guide places data, what latents decode to, and what is lost on the way there and back.",
             figures.row("reconstructions", "latents", "traversal", *figures.if_possible("manifold")),
         )
     if any(site.local for site in run.structure.sampled.values()):
-        yield _section(
+        yield section(
             "Trust in the guide",
             "",
             f'<div class="figures">{figures.figure("khat")}\n<div>{_TRUST}</div></div>',
         )
-    yield _section("How to repeat it", "", _repeat(run))
+    yield section("How to repeat it", "", _repeat(run))
 
 
 def _seen(run: Any) -> str:
     """What the program sees of the data, where that is not the data itself."""
     chains = prepared_by(run.preparation.to_json())
     return f"The program sees {'; '.join(chains)}; samples are taken back to the data's own units." if chains else ""
-
-
-def _section(title: str, lead: str, content: str) -> str:
-    lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>"
 
 
 class _Figures:
@@ -213,33 +170,6 @@ class _Figures:
         ink = any(getattr(image.get_cmap(), "name", "") == "gray_r" for image in ax.images)
         kind = ' class="ink"' if ink else ""
         return f"<figure{kind}><figcaption>{escape(head)}{small}</figcaption>\n{svg(ax, name)}\n</figure>"
-
-
-def svg(ax: Axes, name: str) -> str:
-    """A picture as inline SVG without its title, its colours taken from the page's style."""
-    from matplotlib import rc_context
-
-    title = ax.get_title(loc="left")
-    ax.set_title("", loc="left")
-    width, height = ax.figure.get_size_inches()
-    ax.figure.set_size_inches(width, height - _TITLE * (1 + title.count("\n")))
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        ax.figure.savefig(file, format="svg", transparent=True, dpi=200, metadata=nothing)
-    ax.set_title(title, loc="left")
-    ax.figure.set_size_inches(width, height)
-    text = file.getvalue()
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(
-        r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{name}">', text, count=1
-    )
-    for colour, variable in _COLOURS.items():
-        text = text.replace(colour, f"var(--{variable})")
-    # Identifiers are made unique in the page: every figure counts its own from one.
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
 
 
 def _plain(title: str) -> str:
@@ -351,30 +281,15 @@ def _repeat(run: Any) -> str:
     settings |= {name: config[name] for name in ("by", "device", "compiled", "note") if config.get(name) is not None}
     program = getattr(run.program, "origin", None)
     chosen = {f"program: {name}": value for name, value in dict(getattr(program, "options", {}) or {}).items()}
-    versions = config.get("versions") or {name: _version(name) for name in _PACKAGES}
-    versions = {"python": platform.python_version(), **{n: v for n, v in versions.items() if v}}
+    found = {"python": platform.python_version(), **(config.get("versions") or versions())}
     return (
         f"<pre>{escape(str(run.command))}</pre>\n"
         '<div class="figures" style="margin-top:24px">'
-        f"<div><h3>Settings</h3>{_pairs({**chosen, **settings})}</div>"
-        f"<div><h3>Versions</h3>{_pairs(versions)}</div></div>"
+        f"<div><h3>Settings</h3>{pairs({**chosen, **settings})}</div>"
+        f"<div><h3>Versions</h3>{pairs(found)}</div></div>"
     )
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><td class="key">{escape(str(name))}</td><td>{escape(str(value))}</td></tr>'
-        for name, value in values.items()
-    )
-    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
 def _origin(run: Any) -> str:
     origin = getattr(run.program, "origin", None)
-    return escape(Path(origin.path).name if origin is not None and origin.path else "probgen report")
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
+    return Path(origin.path).name if origin is not None and origin.path else "probgen report"

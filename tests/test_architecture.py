@@ -18,12 +18,13 @@ ORDER = (
     ("cli",),
     ("fit",),
     ("run",),
+    ("compare",),
     ("sample", "posterior", "evaluate", "check", "show", "report"),
     ("laws", "subject"),
     ("pictures",),
     ("program", "data"),
 )
-VERBS = ("sample", "posterior", "evaluate", "check", "laws", "subject", "show", "report", "pictures")
+VERBS = ("compare", "sample", "posterior", "evaluate", "check", "laws", "subject", "show", "report", "pictures")
 
 
 def module(path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -22,11 +22,16 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class Toy:
-    """A law on R²: `sample(n, seed) -> [n, 2]` and its exact `log_prob(x [N, 2]) -> [N]` in nats."""
+    """A law on R²: `sample(n, seed) -> [n, 2]` and its exact `log_prob(x [N, 2]) -> [N]` in nats.
+
+    Gaussians on centres also have their `centres` [K, 2] and their width `sigma`.
+    """
 
     name: str
     draw: Callable[[np.random.Generator, int], np.ndarray]
     log_prob: Callable[[np.ndarray], np.ndarray]
+    centres: np.ndarray | None = field(default=None, compare=False)  # arrays neither compare nor hash
+    sigma: float | None = None
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """n independent draws, a pure function of (n, seed)."""
@@ -40,7 +45,7 @@ def _gaussians(name: str, centres: np.ndarray, sigma: float) -> Toy:
     def draw(rng: np.random.Generator, n: int) -> np.ndarray:
         return centres[rng.integers(len(centres), size=n)] + sigma * rng.standard_normal((n, 2))
 
-    return Toy(name, draw, lambda x: _log_mixture(x, centres, weights, sigma))
+    return Toy(name, draw, lambda x: _log_mixture(x, centres, weights, sigma), centres, sigma)
 
 
 def _tube(name: str, arms: tuple[Callable[[np.ndarray], np.ndarray], ...], sigma: float) -> Toy:

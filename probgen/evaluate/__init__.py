@@ -45,6 +45,8 @@ NO_LIKELIHOOD = {
     "is known only up to a constant",
 }
 
+NO_POSTERIOR = "log_likelihood, elbo and bits_per_dim need draws of the latent {!r} given the data, and the program has no guide for it"
+
 NO_ELBO = "elbo and term/<site> are not defined: the program has a factor, and its constant is estimated, not bounded"
 
 
@@ -146,6 +148,8 @@ def _parts(trained: Any, preparation: Any, spec: Mapping[str, Any], k: int, seed
     if weighs_its_data(structure) and "given" not in structure.arrays.values():
         return [Weighed(trained, k, data_dims(trained, preparation, spec), seed)], [NO_ELBO]
     notes = [NO_LIKELIHOOD[structure.kind]] if structure.kind in NO_LIKELIHOOD else []
+    if structure.unguided and getattr(trained, "draws", None) is None:
+        return [], notes or [NO_POSTERIOR.format(next(iter(structure.unguided)))]
     if getattr(trained, "draws", None) is not None:
         if gives_density(structure):
             parts.append(Predictive(trained, k, data_dims(trained, preparation, spec)))

@@ -1,4 +1,4 @@
-r"""Distances between samples and data: what likelihoods do not say. Smaller is better, and none is zero between real and real.
+r"""Distances between samples and data: what likelihoods do not say. None is zero between real and real.
 
 .. math::
     \text{sliced Wasserstein:}\ \operatorname{E}_{\theta} W_1(\theta^\top x, \theta^\top y), \qquad
@@ -31,8 +31,10 @@ def quality(
     """How far `samples` are from `real` rows, and as `<name>_floor` how far `other` real rows are.
 
     `sliced_wasserstein` (W₁, in data units), `mmd2` (unbiased; Gaussian kernels of three widths about the median distance)
-    and, with the `labels` of `other`, `fd_classifier`: the Fréchet distance of the features of a small classifier trained on
-    `other`. It is no FID, and compares only with numbers of the same classifier. All sets are cut to one size, `rows` at most.
+    and, with the `labels` of `other`, what the features of a small classifier trained on `other` tell: `fd_classifier`, their
+    Fréchet distance, and `kid_classifier`, of which smaller is better, and `precision`, `recall`, `density` and `coverage`,
+    of which the floor is good. The first two are no FID and no KID, and compare only with numbers of the same classifier.
+    All sets are cut to one size, `rows` at most.
 
     Raises:
         ProbgenError: sets of other shapes, or of fewer than ten rows.
@@ -50,9 +52,17 @@ def quality(
         found[f"mmd2{name}"] = mmd2(rows_, true, width)
     if labels is not None:
         features = classifier_features(sets[2], np.asarray(labels), seed)
-        found["fd_classifier"] = frechet(features(drawn), features(true))
-        found["fd_classifier_floor"] = frechet(features(again), features(true))
+        for name, rows_ in (("", drawn), ("_floor", again)):
+            seen = _of_features(features(rows_), features(true), seed)
+            found |= {f"{key}{name}": value for key, value in seen.items()}
     return found
+
+
+def _of_features(drawn: np.ndarray, true: np.ndarray, seed: int) -> dict[str, float]:
+    from probgen.evaluate.images import kid, precision_recall_density_coverage
+
+    distances = {"fd_classifier": frechet(drawn, true), "kid_classifier": kid(drawn, true, subsets=20, seed=seed)[0]}
+    return distances | precision_recall_density_coverage(true, drawn)
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = DIRECTIONS, seed: int = 0) -> float:

@@ -158,6 +158,8 @@ class _Fit:
     def __init__(
         self, program: Program, data: Data, options: Options, on_chunk: Any, progress: bool, by_given: str | None
     ) -> None:
+        if hasattr(program.by, "built"):  # a loss may build networks of its own for the data
+            program = program.learned_by(program.by.built(data.spec, options.seed))
         self.program, self.data, self.options, self.on_chunk, self.by_given = program, data, options, on_chunk, by_given
         self.folder: Folder | None = None
         self.preparation = Preparation.of(program.prepare, data)

@@ -1,5 +1,14 @@
 """probgen on NumPyro: losses, the engine that compiles them, the trained program, and a drop-in `SVI`."""
 
+from probgen.adversarial import R1 as R1
+from probgen.adversarial import R2 as R2
+from probgen.adversarial import GradientPenalty as GradientPenalty
+from probgen.adversarial import Objective as Objective
+from probgen.adversarial import OrthogonalRegularization as OrthogonalRegularization
+from probgen.adversarial import WeightClip as WeightClip
+from probgen.numpyro.adversarial import L1 as L1
+from probgen.numpyro.adversarial import Adversarial as Adversarial
+from probgen.numpyro.adversarial import MutualInformation as MutualInformation
 from probgen.numpyro.denoiser import Denoiser as Denoiser
 from probgen.numpyro.diffusion_elbo import DiffusionELBO as DiffusionELBO
 from probgen.numpyro.elbo import ELBO as ELBO

@@ -35,7 +35,7 @@ from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import DataPlate, as_jax, callables
-from probgen.program import Player, Program, rows_of
+from probgen.program import Player, Program, judged, rows_of
 from probgen.refusals import refuse_unguided
 
 State = dict[str, Any]
@@ -55,6 +55,7 @@ class Engine:
 
     def __init__(self, program: Program, by: Any, feed: Any, options: Any) -> None:
         self.by = as_loss(program.by if by is None else by)
+        self.validates = self.by.validates
         self.feed, self.options = feed, options
         self.rows, self.batch_size = feed.rows, feed.batch_size
         self._device = device_of(options.device)
@@ -69,7 +70,8 @@ class Engine:
             self.leaves = collect(self.program, arrays, options.seed, self._fns)
             values = self.leaves.values
             self.structure = structure_of(self.program, arrays, values, self.rows)
-            refuse_unguided(self.structure)
+            if self.by.needs_guide:
+                refuse_unguided(self.structure)
             self.by.check(self.structure)
             refuse_out_of_support(*callables(self.program), arrays, values, feed.resident())
             self._refuse_unplated()
@@ -182,6 +184,7 @@ class Engine:
                     share, players[name], params, buffers, own_key, next(batches)
                 )
                 own, optimizers[name], norm = share.optimizer.update(grads, optimizers[name], share.own(params), step)
+                own = own if share.project is None else jax.tree.map(share.project, own)
                 params = {**params, **own}
             norms.append(norm)
             metrics |= {f"loss/{name}": loss, **{f"term/{site}": term for site, term in terms.items()}}
@@ -225,7 +228,8 @@ class Engine:
 
     @functools.cached_property
     def _validation(self) -> Callable[..., jax.Array]:
-        player = next(iter(self.by.at(LAST_STEP).players(self.program).values()))
+        players = self.by.at(LAST_STEP).players(self.program)
+        player = players[judged(players)]
 
         @jax.jit
         def loss(params: Any, buffers: Any, key: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
@@ -343,14 +347,16 @@ class Engine:
         )
         fns = [fn for fn in player.callables if fn is not None]
         names = touched(fns, self.leaves, arrays, like=self.program.model)
-        return Share(names, optimizer, player.updates)
+        return Share(names, optimizer, player.updates, player.project)
 
 
 class Share:
-    """What belongs to one player: the names of its parameters, its optimizer, its updates a step."""
+    """What belongs to one player: the names of its parameters, its optimizer, its updates a step, and their bounds."""
 
-    def __init__(self, names: frozenset[str], optimizer: Optimizer, updates: int) -> None:
-        self.names, self.optimizer, self.updates = names, optimizer, updates
+    def __init__(
+        self, names: frozenset[str], optimizer: Optimizer, updates: int, project: Callable | None = None
+    ) -> None:
+        self.names, self.optimizer, self.updates, self.project = names, optimizer, updates, project
 
     def own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The player's part of all parameters."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from numpyro.infer import TraceMeanField_ELBO
 
 from probgen.errors import ProbgenError
-from probgen.program import Player, Program, Structure, arguments
+from probgen.program import Player, Program, Structure, arguments, shared
 from probgen.schedules import Schedule, value_at
 
 Result = dict[str, Any]
@@ -33,6 +33,9 @@ class Loss:
 
     A loss of one's own overrides `objective`, or `players` where it has several.
     """
+
+    needs_guide = True  # every latent is drawn by the guide or summed out
+    validates = True  # its value on held-out rows says how good the program is
 
     def objective(self, rng_key: jax.Array, params: dict, model: Callable, guide: Callable, **arrays: Any) -> Any:
         """The loss of a single player on one batch."""
@@ -48,6 +51,10 @@ class Loss:
 
     def at(self, step: Any) -> Loss:
         """This loss with its schedules read at a step, which may be traced."""
+        return self
+
+    def built(self, spec: Mapping[str, Any], seed: int = 0) -> Loss:
+        """This loss with the networks that it builds of `spec`, what is known of the data."""
         return self
 
     def __add__(self, other: Any) -> Sum:
@@ -72,6 +79,20 @@ class Sum(Loss):
             for c, loss in parts
             for d, inner in (loss.parts if isinstance(loss, Sum) else ((1.0, loss),))
         )
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether a part does."""
+        return any(loss.needs_guide for _, loss in self.parts)
+
+    @property
+    def validates(self) -> bool:
+        """Whether a part does."""
+        return any(loss.validates for _, loss in self.parts)
+
+    def built(self, spec: Mapping[str, Any], seed: int = 0) -> Sum:
+        """Every part with the networks that it builds of `spec`."""
+        return Sum(tuple((c, loss.built(spec, seed)) for c, loss in self.parts))
 
     def __repr__(self) -> str:
         return " + ".join(f"{c!r} * {loss!r}" for c, loss in self.parts)
@@ -133,7 +154,7 @@ def _merged(parts: list[tuple[float, int, Player]]) -> Player:
         return _weighted(members, key, params, model, guide, arrays)
 
     fns = tuple(dict.fromkeys(fn for _, _, player in parts for fn in player.callables))
-    return Player(fns, objective, max(player.updates for _, _, player in parts))
+    return Player(fns, objective, *shared([player for _, _, player in parts]))
 
 
 def _weighted(

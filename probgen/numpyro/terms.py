@@ -19,7 +19,7 @@ from numpyro.distributions.kl import kl_divergence
 
 from probgen.errors import ProbgenError
 from probgen.numpyro.structure import parents, sites, unwrapped
-from probgen.numpyro.trace import Trace, enumerated, log_density, run_pair
+from probgen.numpyro.trace import Trace, enumerated, log_density, refuse_unguided, run_pair
 from probgen.program import Structure
 
 
@@ -94,6 +94,7 @@ def run(
 ) -> Run:
     """Run the guide and the model against it; latents marked for enumeration are enumerated where `sum_out`."""
     p, q, buffers = run_pair(key, params, model, guide, args, kwargs)
+    refuse_unguided(p, q)
     plain = (p, q)
     if sum_out and any(enumerated(s) for tr in plain for s in tr.values() if drawn(s)):
         from probgen.numpyro.enumeration import packed_pair

@@ -324,6 +324,15 @@ class Trained:
 
         return self._many("posterior", one, arrays, draws, seed)
 
+    def guided(self, arrays: Arrays, draws: int, seed: int) -> dict[str, np.ndarray]:
+        """Draws of the guide's latents given the rows, {site: [draws, B, ...] or [draws, ...] for a global one}."""
+
+        def one(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
+            q = self._trace(self._guide, values, key, arrays)
+            return {name: self._rows_first(q[name]["value"], name) for name in self.structure.sampled}
+
+        return self._many("guided", one, arrays, draws, seed)
+
     def _log_p(self, values: Any, key: jax.Array, arrays: Arrays, drawn: Mapping[str, jax.Array]) -> jax.Array:
         """log p(x_n, z_n) of local terms at given latents, enumerated ones summed out, [B]."""
         run = self._pair(values, key, arrays, guide=point_masses(drawn))

@@ -1,5 +1,14 @@
 """probgen on Pyro: losses, the engine that compiles them, and a drop-in `SVI`."""
 
+from probgen.adversarial import R1 as R1
+from probgen.adversarial import R2 as R2
+from probgen.adversarial import GradientPenalty as GradientPenalty
+from probgen.adversarial import Objective as Objective
+from probgen.adversarial import OrthogonalRegularization as OrthogonalRegularization
+from probgen.adversarial import WeightClip as WeightClip
+from probgen.pyro.adversarial import L1 as L1
+from probgen.pyro.adversarial import Adversarial as Adversarial
+from probgen.pyro.adversarial import MutualInformation as MutualInformation
 from probgen.pyro.binomial_denoiser import BinomialDenoiser as BinomialDenoiser
 from probgen.pyro.denoiser import Denoiser as Denoiser
 from probgen.pyro.device import has_cuda as has_cuda

@@ -28,6 +28,7 @@ from probgen.pyro.loss import Loss, scheduled
 from probgen.pyro.plan import Plan, make_plan, owned
 from probgen.pyro.trace import rows_stood_for
 from probgen.pyro.weights import log_weights
+from probgen.refusals import refuse_unguided
 from probgen.schedules import refuse_other
 
 
@@ -45,6 +46,7 @@ class Bound(Loss, pyro.infer.ELBO):
         key = (id(model), id(guide), *map(_kind, args), *((name, _kind(v)) for name, v in sorted(kwargs.items())))
         if key not in self._plans:  # the pair is kept too, so that its ids are not given to others
             self._plans[key] = (model, guide, make_plan(model, guide, args, kwargs))
+            refuse_unguided(self._plans[key][2].structure)
         return self._plans[key][2]
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:

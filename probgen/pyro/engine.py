@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from probgen.errors import ProbgenError
-from probgen.program import Program, rows_of
+from probgen.program import Program, judged, rows_of
 from probgen.pyro.device import generators_restored, numbers, resolve_device, resolve_precision, seed_step
 from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.loss import as_loss, with_terms
@@ -51,7 +51,8 @@ class Engine:
             with self.leaves.substituted(self._copies()):
                 self.structure = structure_of(program, batch, feed.rows, options.seed)
                 refuse_out_of_support(*self._callables, batch, self._all_rows, options.seed)
-            refuse_unguided(self.structure)
+            if self.loss.needs_guide:
+                refuse_unguided(self.structure)
             self.loss.check(self.structure)
             self.divisor = self._divisor()
             self.step = Step(self.leaves, self._trainees(batch), self._objective, options.clip, options.ema)
@@ -59,7 +60,7 @@ class Engine:
             self._first_loss(batch)
         self._resident = self._all_rows()
         self._compiled: Callable[..., tuple[State, State]] | None = None
-        self.compiled, self.note = bool(options.compile), None
+        self.compiled, self.note, self.validates = bool(options.compile), None, self.loss.validates
 
     # -- what is trained ------------------------------------------------------------------------------------------
 
@@ -74,7 +75,9 @@ class Engine:
         if len(players) == 1:
             named = dict.fromkeys(players, tuple(self.leaves.params))
         return {
-            name: Trainee(named[name], optimizer(_of(self.options.optimizer, name, "optimizer")), player.updates)
+            name: Trainee(
+                named[name], optimizer(_of(self.options.optimizer, name, "optimizer")), player.updates, player.project
+            )
             for name, player in players.items()
         }
 
@@ -212,12 +215,12 @@ class Engine:
     # -- looking at it --------------------------------------------------------------------------------------------
 
     def loss_on(self, state: State, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0) -> float:
-        """The first player's loss, nats per datum, over prepared batches.
+        """The program's loss, nats per datum, over prepared batches.
 
         In eval mode, with averaged weights if they are kept, and with schedules as they are at the last step, so
         that the numbers of one run compare.
         """
-        total, rows, player = 0.0, 0, next(iter(self.step.trainees))
+        total, rows, player = 0.0, 0, judged(self.step.trainees)
         with self._scope(), forked(seed), torch.no_grad(), pyro.validation_enabled(False):
             values = self.step.values(state, averaged=True)
             end = self._clock(self.options.steps, self.options.steps + 1)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -14,7 +14,7 @@ from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanFiel
 from torch import Tensor
 
 from probgen.errors import ProbgenError
-from probgen.program import Player, Program, Structure, arguments
+from probgen.program import Player, Program, Structure, arguments, shared
 from probgen.schedules import value_at
 
 
@@ -23,6 +23,9 @@ class Loss:
 
     `objective(model, guide, **arrays)` of a player returns nats for all N rows, or a pair (loss, {name: term}).
     """
+
+    needs_guide = True  # every latent is drawn by the guide or summed out
+    validates = True  # its value on held-out rows says how good the program is
 
     def players(self, program: Program) -> dict[str, Player]:
         """Who trains what; a loss with one player trains the program's model and guide."""
@@ -38,6 +41,10 @@ class Loss:
 
     def at(self, step: Any) -> Loss:
         """This loss with its schedules read at `step`, which may be a traced scalar."""
+        return self
+
+    def built(self, spec: Mapping[str, Any], seed: int = 0) -> Loss:
+        """This loss with the networks that it builds of `spec`, what is known of the data."""
         return self
 
     def __add__(self, other: Any) -> Loss:
@@ -60,6 +67,23 @@ class Sum(Loss):
             for c, loss in parts
             for d, inner in (loss.parts if isinstance(loss, Sum) else ((1.0, loss),))
         )
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether a part does."""
+        return any(loss.needs_guide for _, loss in self.parts)
+
+    @property
+    def validates(self) -> bool:
+        """Whether a part does."""
+        return any(loss.validates for _, loss in self.parts)
+
+    def built(self, spec: Mapping[str, Any], seed: int = 0) -> Sum:
+        """Every part with the networks that it builds of `spec`."""
+        return Sum(tuple((c, loss.built(spec, seed)) for c, loss in self.parts))
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{c!r} * {loss!r}" for c, loss in self.parts)
 
     def at(self, step: Any) -> Sum:
         """Every part, and its coefficient, at `step`."""
@@ -108,7 +132,7 @@ def _merged(parts: list[tuple[Any, Player]]) -> Player:
         return total, terms
 
     seen: dict[int, Any] = {id(c): c for _, player in parts for c in player.callables}
-    return Player(tuple(seen.values()), objective, max(player.updates for _, player in parts))
+    return Player(tuple(seen.values()), objective, *shared([player for _, player in parts]))
 
 
 def with_terms(value: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,6 +153,9 @@ class Function(Loss):
         self._own = functools.partial(function, None, None)  # its signature is that of the arrays alone
         self._kinds = {p.kind for p in inspect.signature(self._own).parameters.values()}
 
+    def __repr__(self) -> str:
+        return self.__name__
+
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """The function's value."""
         if not args and self._kinds == {inspect.Parameter.VAR_POSITIONAL}:
@@ -147,6 +174,9 @@ class Stock(Loss):
 
     def __init__(self, elbo: pyro.infer.ELBO) -> None:
         self.elbo = elbo
+
+    def __repr__(self) -> str:
+        return f"{type(self.elbo).__name__}()"
 
     def check(self, structure: Structure) -> None:
         """A mean-field ELBO is biased where the guide runs against the model, and is refused there.

@@ -13,7 +13,6 @@ from torch import Tensor
 from probgen.errors import ProbgenError
 from probgen.program import Site, Structure
 from probgen.pyro.trace import plan_structure
-from probgen.refusals import refuse_unguided
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Plan:
 def make_plan(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> Plan:
     """Look at a pair once, on the arguments of its first call."""
     structure = plan_structure(model, guide, args, kwargs)
-    refuse_unguided(structure)
     sites = [*structure.model.values(), *structure.guide.values()]
     depth = max([-plate.dim for site in sites for plate in site.plates if plate.dim is not None], default=0)
     inner = [site for site in sites if site.role != "deterministic"]

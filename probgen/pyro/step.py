@@ -26,11 +26,12 @@ Objective = Callable[[str, Mapping[str, Tensor], Batch, Tensor], tuple[Tensor, d
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a step knows of a player: its parameters' names, its optimizer, and how often it is updated."""
+    """What a step knows of a player: its parameters' names, its optimizer, how often it is updated, and within what bounds."""
 
     names: tuple[str, ...]
     optimizer: Optimizer
     updates: int = 1
+    project: Callable[[Tensor], Tensor] | None = None
 
 
 class Step:
@@ -101,13 +102,14 @@ class Step:
         self, state: State, player: str, t: Tensor, lr: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """One update of one player, written into `state`; every other player's parameters are held fixed."""
-        names, rule = self.trainees[player].names, self.trainees[player].optimizer
+        names, rule, project = (getattr(self.trainees[player], part) for part in ("names", "optimizer", "project"))
         loss, terms, grad, buffers = self.gradient(state, player, t, batch)
         norm = grad.square().sum().sqrt()
         if self.clip is not None:
             grad = grad * (self.clip / torch.clamp(norm, min=self.clip))
         slots = tuple(state[f"slots/{player}/{i}"] for i in range(rule.slots))
         params, slots = rule.update(state[f"params/{player}"], grad, slots, t + 1, lr)
+        params = params if project is None else project(params)
         state[f"params/{player}"] = params
         state |= {f"slots/{player}/{i}": slot for i, slot in enumerate(slots)}
         state |= {f"buffer/{name}": value for name, value in buffers.items()}

@@ -474,6 +474,17 @@ class Trained:
             values[name] = self._by_draw(parts, arrays) if site.local else _array(torch.stack(parts))
         return values, log_p, log_q
 
+    def guided(self, arrays: Mapping[str, np.ndarray], draws: int, seed: int) -> dict[str, np.ndarray]:
+        """Draws of the guide's latents given the rows, {site: [draws, B, ...] or [draws, ...] for a global one}."""
+        self._refuse_other_rows(arrays)
+        with self._quiet(seed):
+            passes = [poutine.trace(self._guide).get_trace(**batch).nodes for batch, _ in self._passes(arrays, draws)]
+        found = {}
+        for name, site in self.structure.sampled.items():
+            parts = [drawn_whole(nodes[name]) for nodes in passes]
+            found[name] = self._by_draw(parts, arrays) if site.local else _array(torch.stack(parts))
+        return found
+
     def _posterior_once(
         self, batch: dict[str, Tensor], rows: int, seed: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from probgen.pyro.enumeration import enumerated_traces, expected_terms, marginal_per_datum
 from probgen.pyro.plan import Plan
 from probgen.pyro.trace import rows_stood_for
+from probgen.refusals import refuse_unguided
 
 
 def log_weights(
@@ -68,6 +69,7 @@ def datum_weights(
 
 def drawn_traces(plan: Plan, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple:
     """Model and guide traces at draws of the guide; what the model alone enumerates is enumerated."""
+    refuse_unguided(plan.structure)
     if plan.structure.enumerated:
         return enumerated_traces(model, guide, args, kwargs, plan.depth, in_guide=False)
     return get_importance_trace("flat", plan.depth, model, guide, args, kwargs)
