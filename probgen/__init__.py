@@ -38,6 +38,9 @@ _HOMES = {
     "Logit": "data.steps",
     "quality": "evaluate.quality",
     "mode_coverage": "evaluate.modes",
+    "Extragradient": "play",
+    "Optimistic": "play",
+    "Simultaneous": "play",
     "Linear": "schedules",
     "Cosine": "schedules",
     "Steps": "schedules",
@@ -58,6 +61,9 @@ if TYPE_CHECKING:
     from probgen.evaluate.modes import mode_coverage as mode_coverage
     from probgen.evaluate.quality import quality as quality
     from probgen.fit.recipe import Options as Options
+    from probgen.play import Extragradient as Extragradient
+    from probgen.play import Optimistic as Optimistic
+    from probgen.play import Simultaneous as Simultaneous
     from probgen.program import Player as Player
     from probgen.program import Program as Program
     from probgen.run import Run as Run

@@ -62,7 +62,7 @@ def compare(
         found[label], drawn[label] = described(label, run, against, k, seed)
     comparison = {
         **protocol(data, against, k, seed),
-        "likelihoods": {m["name"]: m for entry in found.values() for m in entry.pop("measures")},
+        "likelihoods": {each.pop("name"): each for entry in found.values() for each in entry.pop("measures")},
         "floors": floors(named.values(), against, seed),
         "runs": list(found.values()),
     }

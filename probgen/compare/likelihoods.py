@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,19 +14,18 @@ _LOSSY = (Binarize, Dequantize)  # steps that lose or add something; all others 
 
 
 def measure_of(structure: Any, preparation: Any, spec: Mapping[str, Any]) -> dict[str, str]:
-    """What the program's log-likelihood is of: `name` tells two apart, `head` and `by` head a column, `said` says it."""
+    """What the program's log-likelihood is of: `name` says it, and tells any two apart; `head` and `by` head a column."""
     drawn = arrays_of(structure, preparation.spec(spec))
-    sites = {array: site for site, array in drawn.items()}
-    steps = {array: _kept(preparation.steps.get(array, ())) for array in sorted(sites)}
-    discrete = {array: _discrete(structure, site) for array, site in sites.items()}
+    sites = {array: drawn_as for drawn_as, array in sorted(drawn.items(), key=lambda pair: pair[1])}
+    steps = {array: _kept(preparation.steps.get(array, ())) for array in sites}
+    kinds = {array: "probability" if _discrete(structure, site) else "density" for array, site in sites.items()}
     given = sorted(name for name, role in structure.arrays.items() if role == "given")
-    P = "P" if all(discrete.values()) else "p"
-    head = f"log {P}({', '.join(steps)}{' | ' + ', '.join(given) if given else ''})"
-    by = "; ".join(f"{array} by {_chain(chain)}" for array, chain in steps.items() if chain)
-    kinds = {array: "probability" if discrete[array] else "density" for array in steps}
-    name = json.dumps([head, given, {a: [kinds[a], [_record(s) for s in chain]] for a, chain in steps.items()}])
-    said = f"{head}{', ' + by if by else ''}: " + "; ".join(_said(a, kinds[a], steps[a]) for a in steps)
-    return {"name": name, "head": head, "by": by or "as in the data", "said": said}
+    P = "P" if set(kinds.values()) == {"probability"} else "p"
+    of = ", ".join(_symbol(array, chain) for array, chain in steps.items())
+    head = f"log {P}({of}{' | ' + ', '.join(given) if given else ''})"
+    by = "; ".join(f"{array} by {', '.join(map(_words, chain))}" for array, chain in steps.items() if chain)
+    said = "; ".join(_said(array, kinds[array], steps[array]) for array in steps)
+    return {"name": f"{head}{', ' + by if by else ''}: {said}", "head": head, "by": by or "as in the data"}
 
 
 def estimates(evaluation: Mapping[str, Any], trained: Any, dims: int, rows: int, ode_rows: int) -> list[dict[str, Any]]:
@@ -92,28 +90,20 @@ def _kept(chain: Sequence[Step]) -> list[Step]:
     return [step for step in chain[: last + 1] if not isinstance(step, Flatten)]
 
 
-def _record(step: Step) -> dict[str, Any]:
-    """What of a step the values depend on: of bits the threshold, or the range if they are drawn."""
-    kept = step.to_json()
+def _words(step: Step) -> str:
+    """`Binarize(threshold=8)`: a step with all that the values depend on, to the last digit."""
+    kept = {name: value for name, value in step.to_json().items() if name != "step" and value is not None}
     if isinstance(step, Binarize):
-        names = ("low", "high") if step.stochastic else ("threshold",)
-        return {"step": "Binarize", "stochastic": step.stochastic} | {name: kept[name] for name in names}
-    return kept
+        names = ("stochastic", "low", "high") if step.stochastic else ("threshold",)
+        kept = {name: kept[name] for name in names}
+    inside = ", ".join(f"{name}={str(value).removesuffix('.0')}" for name, value in kept.items())
+    return type(step).__name__ + (f"({inside})" if inside else "")
 
 
-def _chain(chain: Sequence[Step]) -> str:
-    return ", ".join(_words(_record(step)) for step in chain)
-
-
-def _words(record: Mapping[str, Any]) -> str:
-    """`Binarize(threshold=8)`."""
-    shown = {
-        name: value for name, value in record.items() if name != "step" and value is not False and value is not None
-    }
-    inside = ", ".join(
-        f"{name}={value if isinstance(value, bool) else f'{value:.4g}'}" for name, value in shown.items()
-    )
-    return f"{record['step']}({inside})"
+def _symbol(array: str, chain: Sequence[Step]) -> str:
+    if any(isinstance(step, Binarize) for step in chain):
+        return f"bits of {array}"
+    return f"{array} + u" if chain else array
 
 
 def _said(array: str, kind: str, chain: Sequence[Step]) -> str:

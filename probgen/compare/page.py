@@ -92,7 +92,7 @@ def _cell(cell: Cell) -> str:
     lines = []
     for line in cell:
         marks = f"<sup>{escape(' '.join(line.marks))}</sup>" if line.marks else ""
-        below = f"<small>{escape(line.below)}</small>" if line.below else ""
+        below = "".join(f"<small>{escape(part)}</small>" for part in line.below)
         lines.append(f"<div>{escape(line.text)}{marks}{below}</div>")
     return f"<td>{''.join(lines)}</td>"
 
@@ -104,7 +104,7 @@ def _samples(runs: Mapping[str, Any], drawn: Mapping[str, np.ndarray | None], ag
     figures = []
     if look.kind in STRIP:
         rows = against.real[np.random.default_rng(0).permutation(len(against.real))]
-        for i, (label, values) in enumerate({"test rows": rows, **drawn}.items()):
+        for i, (label, values) in enumerate([("test rows", rows), *drawn.items()]):
             figures.append(_strip(look, label, values, i))
         return f'<div class="strips">{"".join(figures)}</div>'
     for i, (label, values) in enumerate(drawn.items()):

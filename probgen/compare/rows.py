@@ -102,7 +102,7 @@ def _origin(run: Any) -> dict[str, Any]:
 
 
 def _likelihood(run: Any, against: Against, k: int, seed: int, undefined: dict[str, str]) -> dict[str, Any]:
-    nothing = {"likelihood_of": None, "estimates": [], "notes": [], "measures": []}
+    nothing = {"likelihood_of": None, "estimates": [], "trust": {}, "notes": [], "measures": []}
     try:
         with blaming(run.program, {name: spec.shape for name, spec in run.spec.items()}):
             numbers = evaluate(run.trained, run.preparation, against.rows, run.spec, k=k, seed=seed, split=SPLIT)

@@ -11,9 +11,10 @@ from probgen.compare.likelihoods import LIKELIHOOD
 from probgen.summary import duration, with_error
 
 DASH = "–"
+NOTICED = 0.01  # a smaller share of untrusted rows is not worth a footnote
 APART = "a likelihood of something else, which does not compare: it stands in a column of its own"
 UNFINISHED = "the fit was stopped before its last step"
-_DISTANCES = {"fd_classifier": "FD(classifier)", "sliced_wasserstein": "sliced Wasserstein"}
+_DISTANCES = {"fd_classifier": "FD (classifier)", "sliced_wasserstein": "sliced Wasserstein"}
 _NAMES = {**_DISTANCES, "modes": "modes"}
 _COSTS = {
     "seconds_a_sample": "a sample",
@@ -36,10 +37,10 @@ class Column:
 
 @dataclass
 class Line:
-    """One line of a cell: its main text, what is said below it, and the letters of its footnotes."""
+    """One line of a cell: its main text, what is said below it in quieter lines, and the letters of its footnotes."""
 
     text: str
-    below: str = ""
+    below: tuple[str, ...] = ()
     marks: list[str] = field(default_factory=list)
 
 
@@ -73,7 +74,7 @@ class _Footnotes:
 
 def table_of(comparison: Mapping[str, Any]) -> Table:
     """The table of what `compare` returns; a column that no run has a number for is a sentence instead."""
-    runs, likelihoods = comparison["runs"], list(comparison["likelihoods"].values())
+    runs, likelihoods = comparison["runs"], comparison["likelihoods"]
     shown = [name for name in _DISTANCES if any(_distance(run, name) is not None for run in runs)]
     shown += ["modes"] * any(run["modes"] for run in runs)
     absent = [name for name in (*_DISTANCES, "modes") if name not in shown]
@@ -81,17 +82,20 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
         f"No {_NAMES[n]}: {run['undefined'][n]}" for n in absent for run in runs if n in run["undefined"]
     )
     columns, notes = list(_columns(likelihoods, shown)), _Footnotes()
-    rows = [[_cell(run, column.key, notes) for column in columns] for run in runs]
+    rows = [
+        [[Line(run["label"], _made(run, runs))], *(_cell(run, column.key, notes) for column in columns[1:])]
+        for run in runs
+    ]
     floors = [[_floor(floor, column.key) for column in columns] for floor in comparison["floors"] if shown]
-    said = [*(each["said"] for each in likelihoods), *whys]
+    said = [*likelihoods, *whys]
     footnotes = {letter: sentence for sentence, letter in notes.letters.items()}
     return Table(columns, rows, floors, [f"{sentence}." for sentence in said], footnotes)
 
 
-def _columns(likelihoods: list[Mapping[str, str]], shown: list[str]) -> Iterator[Column]:
+def _columns(likelihoods: Mapping[str, Mapping[str, str]], shown: list[str]) -> Iterator[Column]:
     yield Column("model", "", "model")
-    for each in likelihoods or [{"name": LIKELIHOOD, "head": "log p", "by": ""}]:
-        yield Column(each["name"], "log-likelihood, nats per datum", each["head"], each["by"])
+    for name, each in (likelihoods or {LIKELIHOOD: {"head": "log p", "by": ""}}).items():
+        yield Column(name, "log-likelihood, nats per datum", each["head"], each["by"])
     for name in shown:
         yield Column(name, "samples", _NAMES[name], "of high quality" if name == "modes" else "")
     for name, head in _COSTS.items():
@@ -100,8 +104,6 @@ def _columns(likelihoods: list[Mapping[str, str]], shown: list[str]) -> Iterator
 
 def _cell(run: Mapping[str, Any], key: str, notes: _Footnotes) -> Cell:
     """The cell of one run in the column of a key; a dash with a footnote where it has no number."""
-    if key == "model":
-        return [Line(run["label"], _made(run))]
     if key in _DISTANCES:
         value = _distance(run, key)
         return _dash(run, key, notes) if value is None else [Line(with_error(value, None))]
@@ -113,26 +115,29 @@ def _cell(run: Mapping[str, Any], key: str, notes: _Footnotes) -> Cell:
 
 
 def _dash(run: Mapping[str, Any], name: str, notes: _Footnotes) -> Cell:
-    return [Line(DASH, marks=[notes.mark(run["undefined"][name])])]
+    return [Line(DASH, marks=[notes.mark(run["undefined"].get(name, "the number is not finite"))])]
 
 
 def _plain_cell(run: Mapping[str, Any], key: str, notes: _Footnotes) -> Cell:
     value = run[key]
     if key == "modes":
-        return [Line(f"{value['modes']} of {value['of']}", with_error(value["high_quality"], value["high_quality_se"]))]
+        return [
+            Line(f"{value['modes']} of {value['of']}", (with_error(value["high_quality"], value["high_quality_se"]),))
+        ]
     if key == "seconds_a_sample":
         return [Line(brief(value))]
     if key == "seconds_to_train":
-        return [Line(brief(value), f"{run['steps']:,} steps", [] if run["finished"] else [notes.mark(UNFINISHED)])]
+        return [Line(brief(value), (f"{run['steps']:,} steps",), [] if run["finished"] else [notes.mark(UNFINISHED)])]
     if key == "parameters":
         return [Line(f"{value:,}")]
-    return [Line("yes", _POSTERIOR[value])] if value else [Line("no")]
+    return [Line("yes", (_POSTERIOR[value],))] if value else [Line("no")]
 
 
 def _floor(floor: Mapping[str, Any], key: str) -> Cell:
     if key == "model":
         return [Line(floor["label"])]
-    return [Line(with_error(floor["quality"][key], None))] if key in floor["quality"] else []
+    value = floor["quality"].get(key)
+    return [] if value is None else [Line(with_error(value, None))]
 
 
 def _likelihood(run: Mapping[str, Any], notes: _Footnotes) -> Cell:
@@ -140,17 +145,25 @@ def _likelihood(run: Mapping[str, Any], notes: _Footnotes) -> Cell:
     cell = []
     for found in run["estimates"]:
         bits = with_error(found["bits_per_dim"], found["bits_per_dim_se"])
-        cell.append(Line(with_error(found["value"], found["se"]), f"{found['estimator']}; {bits} bits/dim"))
+        cell.append(Line(with_error(found["value"], found["se"]), (found["estimator"], f"{bits} bits/dim")))
     cell[0].marks = [notes.mark(note) for note in run["notes"]]
+    few = run["trust"].get("k_hat_above_0.7") or 0.0
+    if few > NOTICED:
+        cell[0].marks.append(
+            notes.mark(f"k-hat is above 0.7 for {few:.0%} of the rows: a few draws decide the number there")
+        )
     if LIKELIHOOD in run["undefined"]:
         cell[0].marks.append(notes.mark(run["undefined"][LIKELIHOOD]))
     return cell
 
 
-def _made(run: Mapping[str, Any]) -> str:
-    """What tells runs of one model apart: the options it was made with, and how it was learned."""
-    options = [f"{name}={value}" for name, value in run["options"].items()]
-    return ", ".join([*options, *([run["by"]] if run["by"] else [])])
+def _made(run: Mapping[str, Any], runs: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """How it was learned, and what tells it apart from the other runs of one program: options and losses that differ."""
+    twins = [other for other in runs if other["name"] == run["name"]]
+    differ = [n for n in run["options"] if any(other["options"].get(n) != run["options"][n] for other in twins)]
+    by = run["by"] or ""
+    by = by if any(other["by"] != run["by"] for other in twins) else by.partition("(")[0]
+    return (*(f"{name}={run['options'][name]}" for name in differ), *([by] if by else []))
 
 
 def _distance(run: Mapping[str, Any], name: str) -> float | None:
@@ -161,7 +174,8 @@ def brief(seconds: float) -> str:
     """Seconds in the unit a reader would choose; below one, to two digits."""
     if seconds >= 1:
         return duration(seconds)
-    return f"{seconds * 1e3:.2g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2g} µs"
+    value, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
 
 
 def protocol_lines(comparison: Mapping[str, Any]) -> dict[str, str]:
@@ -179,7 +193,7 @@ def protocol_lines(comparison: Mapping[str, Any]) -> dict[str, str]:
         "a sample": "the second of two equal draws of all samples, divided by their number",
         "training": f"measured when it was fitted, on {', '.join(sorted(devices if len(devices) == 1 else trained))}",
         "seed": str(said["seed"]),
-        "device": f"{said['device']}, {said['threads']} threads of {said['cores']} cores",
+        "device": f"{said['device']}; threads {said['threads']}, cores {said['cores']}",
         "versions": ", ".join(f"{name} {version}" for name, version in said["versions"].items()),
         "date": said["date"],
     }

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 def printed(comparison: Mapping[str, Any]) -> Group:
     """Likelihoods, then samples and costs, then what is said of both; the one table of the page is too wide for most windows."""
     from rich.console import Group
-    from rich.markup import escape as literal
     from rich.text import Text
 
     table = table_of(comparison)
@@ -25,33 +24,34 @@ def printed(comparison: Mapping[str, Any]) -> Group:
     title = f"{data['name']}: {said['rows']:,} {said['split']} rows, {said['samples']:,} samples, k = {said['k']:,}, seed {said['seed']}"
     notes = [*table.sentences, *[f"({letter}) {sentence}" for letter, sentence in table.footnotes.items()]]
     return Group(
-        _printed(literal(title), table.columns, table.rows, likelihoods, {0}),
-        _printed("", table.columns, table.rows + table.floors, others, set()),
+        Text(title, style="bold"),
+        _printed(table.columns, table.rows, likelihoods),
+        _printed(table.columns, table.rows + table.floors, others),
         Text("\n".join(notes), style="dim"),
     )
 
 
-def _printed(title: str, columns: list[Column], rows: list[list[Cell]], shown: list[int], wide: set[int]) -> Any:
+def _printed(columns: list[Column], rows: list[list[Cell]], shown: list[int]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape as literal
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    widest = min(24, max((len(line.text) for cells in rows for line in cells[0]), default=0))
     for i in shown:
         below = f"\n[dim]{literal(columns[i].below)}[/]" if columns[i].below else ""
-        table.add_column("" if i == 0 else literal(columns[i].head) + below, style="bold" if i == 0 else "")
+        options = {"style": "bold", "min_width": widest} if i == 0 else {}
+        table.add_column("" if i == 0 else literal(columns[i].head) + below, overflow="fold", **options)
     for cells in rows:
-        table.add_row(*[_text(cells[i], i or i in wide) for i in shown])
+        table.add_row(*[_text(cells[i]) for i in shown])
     return table
 
 
-def _text(cell: Cell, below: bool | int) -> str:
+def _text(cell: Cell) -> str:
     from rich.markup import escape as literal
 
     lines = []
     for line in cell:
         marks = f" ({','.join(line.marks)})" if line.marks else ""
-        lines.append(literal(line.text) + literal(marks))
-        if line.below and below:
-            lines += [f"[dim]{literal(part.strip())}[/]" for part in line.below.split("; ")]
+        lines += [literal(line.text + marks), *(f"[not bold dim]{literal(part)}[/]" for part in line.below)]
     return "\n".join(lines)

@@ -239,7 +239,8 @@ def c2st(x: Any, y: Any, seed: int = 0, folds: int = 5) -> tuple[float, float]:
         )
     rows = np.concatenate([s[np.random.default_rng(seed).permutation(len(s))[:n]] for s in sets])
     rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-12)
-    network = MLPClassifier((64,), alpha=1e-2, learning_rate_init=1e-2, early_stopping=True, random_state=seed)
+    options = {"alpha": 1e-2, "learning_rate_init": 1e-2, "early_stopping": True, "n_iter_no_change": 30}
+    network = MLPClassifier((64,), random_state=seed, **options)
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     accuracy = float(cross_val_score(network, rows, np.repeat([0, 1], n), cv=parts).mean())
     return accuracy, float(np.sqrt(accuracy * (1 - accuracy) / (2 * n)))

@@ -30,6 +30,7 @@ import numpy as np
 from probgen.errors import ProbgenError
 from probgen.extras import need
 
+DIM = 64  # integers that are nowhere brighter have hardly 255 for white
 SPLITS = 10  # of the Inception score, as it is reported
 
 
@@ -79,7 +80,9 @@ def lpips(x: Any, y: Any, weights: str | Path, top: float | None = None) -> np.n
     module = need("torchmetrics.functional.image.lpips", "quality", "lpips")
     import torch
 
-    heads = torch.load(Path(module.__file__).parent / "lpips_models" / "alex.pth", weights_only=True, map_location="cpu")
+    heads = torch.load(
+        Path(module.__file__).parent / "lpips_models" / "alex.pth", weights_only=True, map_location="cpu"
+    )
     trunk = _alexnet(torch.load(path, weights_only=True, map_location="cpu"))
     shift, scale = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
     layers = [(2 * torch.from_numpy(images).float() - 1 - shift) / scale for images in (x, y)]
@@ -244,6 +247,11 @@ def _pairs(x: Any, y: Any, top: float | None) -> tuple[np.ndarray, np.ndarray]:
     if top is None and np.asarray(x).dtype.kind != np.asarray(y).dtype.kind:
         kinds = f"{np.asarray(x).dtype} and {np.asarray(y).dtype}"
         raise ProbgenError(f"images of {kinds} have two ranges, 0 to 255 and 0 to 1: bring both to one")
+    brightest = max(np.max(x, initial=0), np.max(y, initial=0))
+    if top is None and np.asarray(x).dtype.kind in "iu" and 0 < brightest < DIM:  # digits of 16 greys, bits as integers
+        raise ProbgenError(
+            f"integers have 255 for white, and the brightest value is {brightest}: give the value of white as `top`"
+        )
     return _images(x, top, "the first images"), _images(y, top, "the second images")
 
 

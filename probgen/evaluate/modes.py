@@ -28,7 +28,7 @@ def mode_coverage(
     """The modes that samples find, by the protocol of VEEGAN and PacGAN: 2,500 samples, and the mean of several runs.
 
     A share of high quality above its floor tells of modes that are too narrow. The floor holds for modes that lie more than
-    2 · `within` standard deviations apart, as they do in the toys.
+    2 · `within` standard deviations apart; of `eight-gaussians`, at 6.1, a perfect sampler has 0.990 and not 0.989.
 
     Args:
         samples: rows [N, D].

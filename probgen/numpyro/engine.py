@@ -35,6 +35,7 @@ from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import DataPlate, as_jax, callables
+from probgen.play import IN_TURN, Extragradient, shared_play
 from probgen.program import Player, Program, judged, rows_of
 from probgen.refusals import refuse_unguided
 
@@ -77,6 +78,8 @@ class Engine:
             self._refuse_unplated()
             self.model, self.guide = (self._scaled(fn) for fn in callables(self.program))
             self.players = {name: self._share(name, player, arrays) for name, player in players.items()}
+        each = self.players.values()
+        self.play = shared_play([share.optimizer.play for share in each], [share.updates for share in each])
         self.batches_per_step = sum(player.updates for player in players.values())
         self._resident = self._on_device()
 
@@ -176,15 +179,14 @@ class Engine:
         players = self.by.at(step).players(self.program)
         params, buffers, optimizers = state["params"], state["buffers"], dict(state["optimizer"])
         key, metrics, norms = self._key(STEPS, step), {}, []
-        batches = iter(batches)
+        at, batches = self._ahead(state, players, batches, step, key), iter(batches)
         for place, (name, share) in enumerate(self.players.items()):
             for update in range(share.updates):
                 own_key = key if place == update == 0 else jax.random.fold_in(key, 1000 * place + update)
                 loss, terms, buffers, grads = self._value_and_grad(
-                    share, players[name], params, buffers, own_key, next(batches)
+                    share, players[name], params if at is None else at, buffers, own_key, next(batches)
                 )
-                own, optimizers[name], norm = share.optimizer.update(grads, optimizers[name], share.own(params), step)
-                own = own if share.project is None else jax.tree.map(share.project, own)
+                own, optimizers[name], norm = share.moved(params, grads, optimizers[name], step)
                 params = {**params, **own}
             norms.append(norm)
             metrics |= {f"loss/{name}": loss, **{f"term/{site}": term for site, term in terms.items()}}
@@ -196,6 +198,19 @@ class Engine:
         if len(self.players) == 1:
             metrics.pop(f"loss/{next(iter(self.players))}")
         return new, metrics
+
+    def _ahead(
+        self, state: State, players: Mapping[str, Player], batches: list, step: jax.Array, key: jax.Array
+    ) -> Any:
+        """The parameters where all players at once take their gradients; None where they do so in turn."""
+        if self.play == IN_TURN:
+            return None
+        params, at = state["params"], state["params"]
+        for place, (name, share) in enumerate(self.players.items() if self.play == Extragradient.name else ()):
+            own_key = key if place == 0 else jax.random.fold_in(key, 1000 * place)
+            *_, grads = self._value_and_grad(share, players[name], params, state["buffers"], own_key, batches[place])
+            at = {**at, **share.moved(params, grads, state["optimizer"][name], step)[0]}
+        return at
 
     def _value_and_grad(
         self, share: Share, player: Player, params: Any, buffers: Any, key: jax.Array, arrays: Mapping[str, jax.Array]
@@ -361,6 +376,11 @@ class Share:
     def own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The player's part of all parameters."""
         return {name: value for name, value in params.items() if name in self.names}
+
+    def moved(self, params: Any, grads: Any, state: Any, step: Any) -> tuple[dict[str, Any], Any, jax.Array]:
+        """Its part after an update, within its bounds; the optimizer's new state, and the gradient's norm."""
+        own, state, norm = self.optimizer.update(grads, state, self.own(params), step)
+        return own if self.project is None else jax.tree.map(self.project, own), state, norm
 
 
 def _looped(

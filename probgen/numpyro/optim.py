@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.play import Optimistic, play_of
 from probgen.schedules import value_at
 
 NAMES = {
@@ -33,7 +34,10 @@ class Optimizer:
     """
 
     def __init__(self, optimizer: Any, lr: Any, schedule: Any, clip: float | None) -> None:
-        self.transform, self.own_rate = _resolve(optimizer)
+        self.play, inner = play_of(optimizer)
+        self.transform, self.own_rate = _resolve(inner)
+        if self.play == Optimistic.name:
+            self.transform = optax.chain(self.transform, optax.scale_by_optimistic_gradient(alpha=1.0, beta=1.0))
         self.lr, self.schedule, self.clip = lr, schedule, clip
 
     def init(self, params: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.play import IN_TURN, Optimistic, play_of
 
 Slots = tuple[Tensor, ...]
 
@@ -29,6 +30,7 @@ class Optimizer:
     rule: Callable[..., tuple[Tensor, Slots]]
     options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | None = None
+    play: str = IN_TURN
 
     def start(self, params: Tensor) -> Slots:
         """The optimizer's own state before the first step: zeros."""
@@ -109,6 +111,10 @@ def optimizer(choice: Any) -> Optimizer:
     """
     if isinstance(choice, Optimizer):
         return choice
+    play, inner = play_of(choice)
+    if play != IN_TURN:
+        found = optimizer(inner)
+        return replace(_optimistic(found) if play == Optimistic.name else found, play=play)
     name, options = _read(choice)
     if name not in _RULES:
         raise ProbgenError(f"no optimizer {name!r}{did_you_mean(name, _RULES)}")
@@ -120,6 +126,18 @@ def optimizer(choice: Any) -> Optimizer:
         raise ProbgenError(f"{name} takes no option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     kept = {key: value for key, value in options.items() if key in known}
     return Optimizer(name, _RULES[name].slots, _RULES[name].rule, kept, lr)
+
+
+def _optimistic(inner: Optimizer) -> Optimizer:
+    """Twice the step of a rule, less the one before, which is one more slot."""
+
+    def rule(p: Tensor, g: Tensor, slots: Slots, t: Tensor, lr: Tensor) -> tuple[Tensor, Slots]:
+        after, own = inner.update(p, g, slots[:-1], t, lr)
+        step = after - p
+        before = torch.where(t == 1, step, slots[-1])
+        return after + step - before, (*own, step)
+
+    return Optimizer(f"optimistic-{inner.name}", inner.slots + 1, rule, {}, inner.lr)
 
 
 def _options(rule: Callable[..., Any]) -> set[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from probgen.play import IN_TURN, Extragradient, shared_play
 from probgen.pyro import compile as compiler
 from probgen.pyro.leaves import Leaves
 from probgen.pyro.optim import Optimizer
@@ -50,6 +51,8 @@ class Step:
         ema: float | None = None,
     ) -> None:
         self.leaves, self.trainees, self.objective, self.clip, self.ema = leaves, dict(trainees), objective, clip, ema
+        each = self.trainees.values()
+        self.play = shared_play([trainee.optimizer.play for trainee in each], [trainee.updates for trainee in each])
 
     @property
     def batches(self) -> int:
@@ -83,10 +86,11 @@ class Step:
 
     def __call__(self, state: State, t: Tensor, lr: Tensor, batches: Sequence[Batch]) -> tuple[State, State]:
         """Every player's updates once, each on a fresh batch: the new state, and the metrics of the step."""
+        at = None if self.play == IN_TURN else self._ahead(state, t, lr, batches)
         state, metrics, pending, norms = dict(state), {}, iter(batches), []
         for rate, (player, trainee) in zip(lr, self.trainees.items(), strict=True):
             for _ in range(trainee.updates):
-                loss, terms, norm = self._update(state, player, t, rate, next(pending))
+                loss, terms, norm = self._update(state, player, t, rate, next(pending), at)
                 norms.append(norm)
             metrics[f"loss/{player}"] = loss
             metrics |= {f"term/{site}": value for site, value in terms.items()}
@@ -98,12 +102,25 @@ class Step:
         metrics["grad_norm"] = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
         return state, metrics
 
+    def _ahead(self, state: State, t: Tensor, lr: Tensor, batches: Sequence[Batch]) -> State:
+        """Where all players at once take their gradients: here, or a step of all of them ahead."""
+        at = dict(state)
+        if self.play == Extragradient.name:
+            for rate, player, batch in zip(lr, self.trainees, batches, strict=True):
+                ahead = dict(state)
+                self._update(ahead, player, t, rate, batch)
+                at[f"params/{player}"] = ahead[f"params/{player}"]
+        return at
+
     def _update(
-        self, state: State, player: str, t: Tensor, lr: Tensor, batch: Batch
+        self, state: State, player: str, t: Tensor, lr: Tensor, batch: Batch, at: State | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """One update of one player, written into `state`; every other player's parameters are held fixed."""
+        """One update of one player, written into `state`, by its gradient there or `at` another place.
+
+        Every other player's parameters are held fixed.
+        """
         names, rule, project = (getattr(self.trainees[player], part) for part in ("names", "optimizer", "project"))
-        loss, terms, grad, buffers = self.gradient(state, player, t, batch)
+        loss, terms, grad, buffers = self.gradient(state if at is None else at, player, t, batch)
         norm = grad.square().sum().sqrt()
         if self.clip is not None:
             grad = grad * (self.clip / torch.clamp(norm, min=self.clip))
