@@ -226,7 +226,7 @@ def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int | Draws, se
         local = sum(terms.values(), np.zeros((len(next(iter(values.values()))), rows_of(arrays))))
         return _Drawn(values, local, np.zeros_like(local), terms)
     sizes = list(pieces(draws, particles(trained.structure) // rows_of(arrays)))
-    if _draws_alone(trained.structure):
+    if not trained.structure.weighed:
         parts = [trained.guided(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
         return _Drawn({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     parts = [trained.posterior(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
@@ -237,11 +237,6 @@ def _draw(trained: Any, arrays: Mapping[str, np.ndarray], draws: int | Draws, se
     parts = [trained.terms(arrays, size, seed_at(seed, i)) for i, size in enumerate(sizes)]
     terms = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
     return replace(drawn, terms=terms) if _same_draws(trained.structure, drawn, terms) else drawn
-
-
-def _draws_alone(structure: Structure) -> bool:
-    """Whether draws of the guide have no weight: the data have no density given them, or other latents have no guide."""
-    return structure.kind == "implicit" or bool(structure.unguided)
 
 
 def _same_draws(structure: Structure, drawn: _Drawn, terms: Mapping[str, np.ndarray]) -> bool:

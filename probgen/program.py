@@ -190,6 +190,11 @@ class Structure:
             return "implicit"
         return "latent" if any(n not in self.enumerated for n in self.latents) else "exact"
 
+    @property
+    def weighed(self) -> bool:
+        """Whether draws of the guide have weights: the data a density given them, and no latent is left without a guide."""
+        return self.kind != "implicit" and not self.unguided
+
     def analytic_kl(self) -> tuple[str, ...]:
         """The guide's sites whose KL may be taken in closed form.
 

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probgen import pictures
+from probgen.adversarial.health import signs
+from probgen.data.toys import TOYS
 from probgen.document import document, pairs, section, svg, versions, write_file
 from probgen.errors import ProbgenError
+from probgen.evaluate.modes import mode_coverage
 from probgen.pictures import material
 from probgen.program import Site, arguments
 from probgen.show import Description
@@ -72,7 +75,7 @@ def page(run: Any, drawn: dict[str, Axes] | None = None) -> str:
 def _sections(run: Any, figures: _Figures) -> Iterator[str]:
     yield section("The program", "", _program(run, figures))
     yield section("Numbers", "", _numbers(run))
-    yield section("Training", "", figures.row("curves", "terms"))
+    yield section("Training", "", figures.row("curves", "terms") + _played(run))
     yield section(
         "Samples",
         "Draws of the program beside rows of the data, and beside the training data nearest to them: a model that copies "
@@ -101,6 +104,19 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
             f'<div class="figures">{figures.figure("khat")}\n<div>{_TRUST}</div></div>',
         )
     yield section("How to repeat it", "", _repeat(run))
+
+
+def _played(run: Any) -> str:
+    """What the curves of a critic say, and how many modes of a toy the samples find."""
+    said = signs(run.metrics)
+    if said and run.data is not None and getattr(TOYS.get(run.data.name), "centres", None) is not None:
+        found = mode_coverage(run.sample(2500)[material.shown_array(run)], run.data.name)
+        said.append(
+            f"2,500 samples find {found['modes']} of {found['of']} modes; {found['high_quality']:.1%} of them lie within three "
+            f"standard deviations of one, where a perfect sampler has {found['high_quality_floor']:.1%}"
+            + ("" if found["modes"] == found["of"] else ": against collapse try pac=2, a penalty, or objective='relativistic'")
+        )
+    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in said)}</ul>' if said else ""
 
 
 def _seen(run: Any) -> str:

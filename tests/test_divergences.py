@@ -152,6 +152,14 @@ def test_the_plan():
     np.testing.assert_allclose(solved[1], assigned[1], atol=1e-9)
 
 
+def test_weights_are_multiplicities():
+    """A point of weight 2 / 6 is two points of six."""
+    x, y = rng(0).normal(size=(5, 2)), rng(1).normal(size=(5, 2))
+    twice_x, twice_y = np.array([2, 1, 1, 1, 1]), np.array([1, 1, 2, 1, 1])
+    repeated = wasserstein1(np.repeat(x, twice_x, axis=0), np.repeat(y, twice_y, axis=0))
+    assert wasserstein1(x, y, twice_x / 6, twice_y / 6) == pytest.approx(repeated)
+
+
 def test_on_a_line_the_plan_costs_what_sorting_does():
     x, y, a = rng(0).normal(size=20), rng(1).normal(size=30), rng(2).dirichlet(np.ones(20))
     assert wasserstein1(x, y, a, plan=True)[0] == pytest.approx(wasserstein1(x, y, a))
@@ -196,11 +204,11 @@ def test_c2st_of_alike_sets_is_a_half():
 def test_c2st_of_shifted_gaussians():
     """Bayes' accuracy is Φ(d / 2), = ½ + ½ TV: reached but for 2 %, and not exceeded by more than 4 errors (false alarm 6e-5)."""
     for d in (1.0, 3.0):
-        x, y = rng(0).normal(size=(1500, 2)), rng(1).normal(size=(1500, 2)) + np.array([d, 0])
+        x, y = rng(0).normal(size=(1000, 2)), rng(1).normal(size=(1000, 2)) + np.array([d, 0])
         accuracy, error = c2st(x, y)
         bayes = norm.cdf(d / 2)
         assert bayes - 0.02 - 4 * error < accuracy < bayes + 4 * error
-        assert error == pytest.approx(np.sqrt(bayes * (1 - bayes) / 3000), rel=0.1)
+        assert error == pytest.approx(np.sqrt(bayes * (1 - bayes) / 2000), rel=0.1)
 
 
 def test_c2st_sees_what_means_do_not():

@@ -12,6 +12,7 @@ import torch
 from probgen.errors import ProbgenError
 from probgen.evaluate import images
 from probgen.evaluate.images import inception_scores, kid, lpips, mse, precision_recall_density_coverage, psnr, ssim
+from probgen.evaluate.quality import quality
 
 rng = np.random.default_rng
 
@@ -159,6 +160,20 @@ def test_inception_scores_with_the_users_network(tmp_path, monkeypatch):
     assert found["fid"] == pytest.approx(variance * (1 - 0.6) ** 2, rel=1e-3)
     assert found["kid"] > 4 * found["kid_std"] > 0
     assert inception_scores(samples, samples, weights)["fid"] == pytest.approx(0, abs=1e-4)
+
+
+def test_quality_tells_a_lost_class_by_recall():
+    """Three clouds, of which samples have two: precise, and a third neither recalled nor covered. Real rows are at the floor."""
+    centres = 4 * np.eye(3)
+    labels = np.arange(600) % 3
+    real, other, again = (centres[labels] + 0.5 * rng(seed).normal(size=(600, 3)) for seed in range(3))
+    lost, good = quality(real[labels < 2], again, other, labels), quality(real, again, other, labels)
+    for name in ("recall", "coverage"):
+        assert abs(lost[name] - 2 / 3 * lost[f"{name}_floor"]) < 0.1 < lost[f"{name}_floor"] - lost[name]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert good[name] == pytest.approx(good[f"{name}_floor"], abs=0.1)
+    assert lost["precision"] == pytest.approx(lost["precision_floor"], abs=0.1)
+    assert lost["kid_classifier"] > 10 * abs(lost["kid_classifier_floor"])
 
 
 @pytest.mark.parametrize(

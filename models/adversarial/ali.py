@@ -12,6 +12,7 @@ logits. The networks are dense.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import pyro
@@ -26,7 +27,7 @@ from probgen.pyro import R1, Adversarial
 def dense(sizes: list[int], slope: float = 0.0) -> nn.Sequential:
     """[B, sizes[0]] → [B, sizes[-1]]: linear layers with (leaky) rectifiers between them."""
     layers = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following), nn.LeakyReLU(slope)]
     return nn.Sequential(*layers[:-1])
 

@@ -10,6 +10,7 @@ have the labels of its real ones, so D judges how well x fits y.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import pyro
@@ -28,7 +29,7 @@ class Told(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(classes, hidden // 4)
         sizes = [size + hidden // 4, *[hidden] * layers]
-        parts = [(nn.Linear(a, b), nn.LeakyReLU(slope)) for a, b in zip(sizes, sizes[1:], strict=False)]
+        parts = [(nn.Linear(a, b), nn.LeakyReLU(slope)) for a, b in pairwise(sizes)]
         self.network = nn.Sequential(*[part for pair in parts for part in pair], nn.Linear(sizes[-1], outputs))
 
     def forward(self, a: Tensor, y: Tensor) -> Tensor:

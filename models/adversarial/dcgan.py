@@ -73,7 +73,7 @@ def convolutional(shape: tuple[int, ...], z_dim: int, hidden: int) -> tuple[nn.S
         nn.Flatten(),
         nn.Linear(torch.Size(inner).numel(), 1),
     )
-    for name, weight in [*generator.named_parameters(), *critic.named_parameters()]:
+    for weight in [*generator.parameters(), *critic.parameters()]:
         if weight.dim() > 1:
             nn.init.normal_(weight, std=0.02)
     return generator, critic

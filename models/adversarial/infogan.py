@@ -13,6 +13,8 @@ label is ever seen. G, D and Q are dense, and Q has layers of its own. The paper
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -25,7 +27,7 @@ from probgen.pyro import R1, Adversarial, MutualInformation
 def dense(sizes: list[int], slope: float = 0.0) -> nn.Sequential:
     """[B, sizes[0]] → [B, sizes[-1]]: linear layers with (leaky) rectifiers between them."""
     layers = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following), nn.LeakyReLU(slope)]
     return nn.Sequential(*layers[:-1])
 

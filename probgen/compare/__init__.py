@@ -1,6 +1,7 @@
 """`compare`: one table over runs, each number with its error and its protocol.
 
-Runs compare where data, split and rows are the same; others are refused. What `prepare` does to the data may differ, so:
+Runs compare where their data and split are the same; others are refused. All are evaluated on the same rows, with the same `k` and
+`seed`. What `prepare` does to the data may differ, so:
 
 - **A likelihood compares only with one of the same thing.** Steps that can be undone (`Scale`, `Standardize`, `Logit`, `Flatten`)
   count by their log-Jacobians and make no difference. What loses or adds something does (`Binarize`, `Dequantize`, with their
@@ -30,6 +31,11 @@ def compare(
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Likelihoods, distances of samples, costs and sizes of `runs`, measured anew by one protocol.
+
+    Data and split must be the same, else the runs are refused. What `prepare` does may differ: a likelihood stands in one column
+    only with those of the same thing. Steps that can be undone (`Scale`, `Standardize`, `Logit`, `Flatten`) make no difference to
+    what it is of; `Binarize` and `Dequantize` do, with their constants, and so do probability or density, and the arrays drawn
+    and given. Samples are compared in the data's own units.
 
     `runs` are runs, or a mapping of labels to them; `data` is where they were trained on, needed only where no run finds it
     again. Likelihoods are those of the first `rows` test rows (all), by `k` importance samples where latents are integrated

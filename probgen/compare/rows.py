@@ -161,7 +161,7 @@ def _without(undefined: dict[str, str], why: str, *names: str) -> None:
 
 
 def _distances(drawn: np.ndarray, against: Against, seed: int) -> dict[str, float]:
-    return quality(drawn, against.real, against.other, against.labels, seed=seed)
+    return quality(drawn, against.real, against.other, against.labels, seed=seed, rows=against.samples)
 
 
 def floors(runs: Iterable[Any], against: Against, seed: int) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def floors(runs: Iterable[Any], against: Against, seed: int) -> list[dict[str, A
             seen = preparation.forward({against.array: rows}, np.random.default_rng(seed))[0]
             rows = preparation.inverse(seen)[against.array]
         try:
-            distances = _distances(rows[:MOST], against, seed)
+            distances = _distances(rows, against, seed)
         except ProbgenError:  # the runs' own lines say why
             continue
         found.append(

@@ -11,6 +11,7 @@ from probgen.compare.likelihoods import LIKELIHOOD
 from probgen.summary import duration, with_error
 
 DASH = "–"
+SAMPLES = "samples"
 NOTICED = 0.01  # a smaller share of untrusted rows is not worth a footnote
 APART = "a likelihood of something else, which does not compare: it stands in a column of its own"
 UNFINISHED = "the fit was stopped before its last step"
@@ -79,7 +80,7 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
     shown += ["modes"] * any(run["modes"] for run in runs)
     absent = [name for name in (*_DISTANCES, "modes") if name not in shown]
     whys = dict.fromkeys(
-        f"No {_NAMES[n]}: {run['undefined'][n]}" for n in absent for run in runs if n in run["undefined"]
+        f"{_NAMES[n]} is not shown: {run['undefined'][n]}" for n in absent for run in runs if n in run["undefined"]
     )
     columns, notes = list(_columns(likelihoods, shown)), _Footnotes()
     rows = [
@@ -97,9 +98,9 @@ def _columns(likelihoods: Mapping[str, Mapping[str, str]], shown: list[str]) -> 
     for name, each in (likelihoods or {LIKELIHOOD: {"head": "log p", "by": ""}}).items():
         yield Column(name, "log-likelihood, nats per datum", each["head"], each["by"])
     for name in shown:
-        yield Column(name, "samples", _NAMES[name], "of high quality" if name == "modes" else "")
+        yield Column(name, SAMPLES, _NAMES[name], "of high quality" if name == "modes" else "")
     for name, head in _COSTS.items():
-        yield Column(name, "cost" if name != "posterior" else "latents", head)
+        yield Column(name, "cost", head)
 
 
 def _cell(run: Mapping[str, Any], key: str, notes: _Footnotes) -> Cell:

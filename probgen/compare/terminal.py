@@ -5,39 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from probgen.compare.table import Cell, Column, table_of
+from probgen.compare.table import SAMPLES, Cell, Column, table_of
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 
 def printed(comparison: Mapping[str, Any]) -> Group:
-    """Likelihoods, then samples and costs, then what is said of both; the one table of the page is too wide for most windows."""
+    """One table for each part, and what is said of them: the one table of the page is too wide for most windows."""
     from rich.console import Group
     from rich.text import Text
 
     table = table_of(comparison)
-    parts = [column.part for column in table.columns]
-    likelihoods = [0, *[i for i, part in enumerate(parts) if part.startswith("log")]]
-    others = [0, *[i for i, part in enumerate(parts) if i and i not in likelihoods]]
+    parts: dict[str, list[int]] = {}
+    for i, column in enumerate(table.columns[1:], 1):
+        parts.setdefault(column.part, [0]).append(i)
     said, data = comparison["protocol"], comparison["data"]
     title = f"{data['name']}: {said['rows']:,} {said['split']} rows, {said['samples']:,} samples, k = {said['k']:,}, seed {said['seed']}"
     notes = [*table.sentences, *[f"({letter}) {sentence}" for letter, sentence in table.footnotes.items()]]
     return Group(
         Text(title, style="bold"),
-        _printed(table.columns, table.rows, likelihoods),
-        _printed(table.columns, table.rows + table.floors, others),
+        *(_printed(part, table.columns, table.rows + table.floors * (part == SAMPLES), i) for part, i in parts.items()),
         Text("\n".join(notes), style="dim"),
     )
 
 
-def _printed(columns: list[Column], rows: list[list[Cell]], shown: list[int]) -> Any:
+def _printed(part: str, columns: list[Column], rows: list[list[Cell]], shown: list[int]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape as literal
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    widest = min(24, max((len(line.text) for cells in rows for line in cells[0]), default=0))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=part, title_justify="left")
+    widest = min(16, max((len(line.text) for cells in rows for line in cells[0]), default=0))
     for i in shown:
         below = f"\n[dim]{literal(columns[i].below)}[/]" if columns[i].below else ""
         options = {"style": "bold", "min_width": widest} if i == 0 else {}

@@ -1,11 +1,11 @@
 r"""How far apart two distributions are: by their probabilities, by the way from one to the other, by a classifier.
 
 .. math::
-    \text{TV}(p, q) = \tfrac12 \sum_i |p_i - q_i|, \qquad
-    \text{KL}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i}, \qquad
-    \text{JS}(p, q) = \tfrac12 \text{KL}\bigl(p \,\|\, \tfrac{p+q}2\bigr) + \tfrac12 \text{KL}\bigl(q \,\|\, \tfrac{p+q}2\bigr)
+    \text{TV}(p, q) = \tfrac12 \sum_i \lvert p_i - q_i \rvert, \qquad
+    \text{KL}(p \,\Vert\, q) = \sum_i p_i \log \frac{p_i}{q_i}, \qquad
+    \text{JS}(p, q) = \tfrac12 \text{KL}\bigl(p \,\Vert\, \tfrac{p+q}2\bigr) + \tfrac12 \text{KL}\bigl(q \,\Vert\, \tfrac{p+q}2\bigr)
 
-    W_1(p, q) = \min_{\gamma \in \Gamma(p, q)} \sum_{ij} \gamma_{ij} |x_i - y_j|
+    W_1(p, q) = \min_{\gamma \in \Gamma(p, q)} \sum_{ij} \gamma_{ij} \lvert x_i - y_j \rvert
 
 The first three compare probabilities place by place: TV ≤ 1, JS ≤ log 2, and neither moves while the supports are
 disjoint. W₁ knows how far apart the places are. TV, √JS and W₁ are metrics, KL and JS are none.

@@ -4,8 +4,8 @@ A sample belongs to the mode nearest to it, and is of high quality no further fr
 A mode is captured when a sample of high quality belongs to it. With the shares :math:`\hat q_k` of all samples,
 
 .. math::
-    \text{KL}(\hat q \,\|\, p) = \sum_k \hat q_k \log \frac{\hat q_k}{p_k}, \qquad
-    \operatorname E\, \text{KL}(\hat q \,\|\, p) \approx \frac{K - 1}{2N} \ \text{for a perfect sampler},
+    \text{KL}(\hat q \,\Vert\, p) = \sum_k \hat q_k \log \frac{\hat q_k}{p_k}, \qquad
+    \operatorname E\, \text{KL}(\hat q \,\Vert\, p) \approx \frac{K - 1}{2N} \ \text{for a perfect sampler},
 
 a reverse KL, which is plugged in and hence never zero. `<name>_floor` is what a perfect sampler gets on average.
 

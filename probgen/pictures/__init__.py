@@ -11,11 +11,13 @@ from probgen.pictures.decoded import manifold, traversal
 from probgen.pictures.diagram import diagram
 from probgen.pictures.diffusion import chain_terms, denoising, filmstrip, noising
 from probgen.pictures.forest import forest
+from probgen.pictures.interpolation import arithmetic, interpolation
 from probgen.pictures.khat import khat
 from probgen.pictures.latents import latents
 from probgen.pictures.samples import data, nearest, reconstructions, samples
 
 __all__ = [
+    "arithmetic",
     "calibration",
     "chain_terms",
     "curves",
@@ -25,6 +27,7 @@ __all__ = [
     "diagram",
     "filmstrip",
     "forest",
+    "interpolation",
     "khat",
     "latents",
     "manifold",

@@ -17,8 +17,11 @@ _EARLY = 0.05  # the share of a run whose high start would flatten the rest of t
 
 
 def curves(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
-    """Training and validation loss, in nats per datum, by step."""
-    series = {"loss": ("training", BLUE), "valid_loss": ("validation", ORANGE)}
+    """Training and validation loss, in nats per datum, by step; of several players, the loss of each."""
+    players = [name for name in run.metrics if name.startswith("loss/")]
+    colours = (BLUE, *CLASSES[2:])
+    series = {name: (name.removeprefix("loss/"), colours[i % len(colours)]) for i, name in enumerate(players)}
+    series = (series or {"loss": ("training", BLUE)}) | {"valid_loss": ("validation", ORANGE)}
     lines = {name: _series(run, name) for name in series}
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if not lines:
@@ -36,9 +39,9 @@ def curves(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
             textcoords="offset points",
             color=colour,
             fontsize=9,
-            va="top" if name == "loss" and len(lines) > 1 else "bottom",
+            va="top" if name == next(iter(lines)) and len(lines) > 1 else "bottom",
         )
-    plot(ax, "Loss by step", "step", "loss (nats per datum)")
+    plot(ax, "Loss by step", "step", "loss per datum" if players else "loss (nats per datum)")
     _frame(ax, list(lines.values()))
     if len(lines) > 1:
         legend(ax)
@@ -46,8 +49,11 @@ def curves(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
 
 
 def terms(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
-    """The loss's terms by site: log p of observed sites, log p − log q of latent ones, in nats per datum."""
-    names = [name for name in run.metrics if name.startswith("term/")]
+    """The loss's terms by site: log p of observed sites, log p − log q of latent ones, in nats per datum.
+
+    Of a critic, its mean logits at real and fake rows.
+    """
+    names = [name for name in run.metrics if name.startswith("term/") and not name.endswith("_accuracy")]
     lines = {name: _series(run, name) for name in names}
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if not lines:
@@ -58,7 +64,8 @@ def terms(run: Any, data: Any = None, ax: Axes | None = None) -> Axes:
     colours = (BLUE, ORANGE, *CLASSES[2:])
     for i, (name, (steps, values)) in enumerate(lines.items()):
         ax.plot(steps, values, color=colours[i % len(colours)], label=plain(name.removeprefix("term/")), linewidth=1.6)
-    plot(ax, "Terms of the loss by site", "step", "term (nats per datum)")
+    played = any(name.startswith("loss/") for name in run.metrics)
+    plot(ax, "Terms of the losses" if played else "Terms of the loss by site", "step", "term (nats per datum)")
     _frame(ax, list(lines.values()))
     legend(ax, ncols=2 if len(lines) > 6 else 1)
     return ax

@@ -33,17 +33,15 @@ def traversal(
 ) -> Axes:
     """What each latent dimension does: moved from −`reach` to `reach` sd of its prior, the others at their mean.
 
-    Shows p(x | z)'s mean. The `dims` most active dimensions are shown, by the variance of E[z | x] over the data.
+    Shows p(x | z)'s mean. The `dims` most active dimensions are shown, by the variance of E[z | x] over the data; without a
+    guide, by how far the ends of a dimension lie apart.
     """
-    site, shown = latent_site(run, site), material.shown_array(run)
+    site, shown = latent_site(run, site, guided=False), material.shown_array(run)
     look = material.look_of(run, shown)
     centre, scale = prior_scale(run, data, site, seed)
     order, title = np.arange(centre.size), f"Each dimension of {mathematical(site)}, moved by ±{reach:g} sd"
     if centre.size > dims:
-        rows = material.rows_of(run, data)
-        index = material.choose(rows, CHUNK, seed)
-        activity = posterior_means(run, rows, index, site, 8, seed).var(0)
-        order = np.argsort(-activity, kind="stable")[:dims]
+        order = np.argsort(-_activity(run, data, site, shown, centre, reach * scale, seed), kind="stable")[:dims]
         title += f"\nThe {dims} most active of {centre.size} dimensions"
     offsets = np.linspace(-reach, reach, steps)
     points = np.repeat(centre[None], len(order) * steps, 0)
@@ -72,7 +70,7 @@ def manifold(
 
     z = μ + σ Φ⁻¹((i − ½) / n), left to right and bottom to top (Kingma & Welling 2014, figure 4).
     """
-    site, shown = latent_site(run, site), material.shown_array(run)
+    site, shown = latent_site(run, site, guided=False), material.shown_array(run)
     look = material.look_of(run, shown)
     centre, scale = prior_scale(run, data, site, seed)
     if centre.size != 2:
@@ -87,6 +85,18 @@ def manifold(
     if look.kind in ("plane", "scalar"):
         return _net(ax, run, data, shown, look, decoded.reshape(n, n, -1), title)
     return tiles.grid(ax, look, decoded.reshape(n, n, *decoded.shape[1:]), title)
+
+
+def _activity(
+    run: Any, data: Any, site: str, shown: str, centre: np.ndarray, reach: np.ndarray, seed: int
+) -> np.ndarray:
+    """How much each dimension of a latent does, one number each."""
+    if site in run.structure.sampled:
+        rows = material.rows_of(run, data)
+        return posterior_means(run, rows, material.choose(rows, CHUNK, seed), site, 8, seed).var(0)
+    ends = np.concatenate([centre + np.diag(reach), centre - np.diag(reach)])
+    high, low = np.split(decode(run, data, site, ends, shown, seed).astype(float), 2)
+    return np.abs(high - low).reshape(centre.size, -1).sum(1)
 
 
 def prior_scale(run: Any, data: Any, site: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +137,7 @@ def _follows(structure: Any, name: str, site: str) -> bool:
     return any(parent == site or _follows(structure, parent, site) for parent in parents)
 
 
-def _backdrop(ax: Axes, run: Any, data: Any, shown: str, look: material.Look) -> None:
+def backdrop(ax: Axes, run: Any, data: Any, shown: str, look: material.Look) -> None:
     """The data behind what is drawn in their space, where they are at hand."""
     if look.kind == "plane" and (data is not None or run.data is not None):
         rows = material.rows_of(run, data)
@@ -148,7 +158,7 @@ def _paths(
     """Points: the path each latent dimension draws in data space."""
     both = paths.reshape(-1, paths.shape[-1])
     ax = axes(ax, height_for(both.min(0), both.max(0)) if look.kind == "plane" else 3.4)
-    _backdrop(ax, run, data, shown, look)
+    backdrop(ax, run, data, shown, look)
     for i, (dim, path) in enumerate(zip(order, paths, strict=True)):
         at = (path[:, 0], path[:, 1]) if look.kind == "plane" else (np.arange(len(path)), path[:, 0])
         ax.plot(*at, color=CLASSES[i % len(CLASSES)], marker="o", markersize=3, label=f"dimension {dim + 1}")
@@ -164,7 +174,7 @@ def _net(ax: Axes | None, run: Any, data: Any, shown: str, look: material.Look, 
         shown_values = ax.imshow(net[..., 0], cmap="cividis", interpolation="nearest")
         ax.figure.colorbar(shown_values, ax=ax, shrink=0.8)
         return plot(ax, title)
-    _backdrop(ax, run, data, shown, look)
+    backdrop(ax, run, data, shown, look)
     for i in range(len(net)):
         ax.plot(*net[i].T, color=CLASSES[0], linewidth=0.9)
         ax.plot(*net[:, i].T, color=CLASSES[1], linewidth=0.9)

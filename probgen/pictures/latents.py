@@ -50,11 +50,15 @@ def latents(
     return ax
 
 
-def latent_site(run: Any, site: str | None = None) -> str:
-    """The continuous local latent a picture shows: the one named, else the first the guide draws."""
+def latent_site(run: Any, site: str | None = None, guided: bool = True) -> str:
+    """The continuous local latent a picture shows: the one named, else the first the guide draws.
+
+    Where the picture needs no guide, the model's other latents will do.
+    """
     structure = run.structure
-    sampled = structure.sampled
-    there = [n for n in structure.guide if n in sampled and sampled[n].local and not sampled[n].discrete]
+    there = [name for name in structure.guide if name in structure.sampled]
+    there += [] if guided else list(structure.unguided)
+    there = [name for name in there if structure.model[name].local and not structure.model[name].discrete]
     if site is not None and site not in there:
         raise ProbgenError(
             f"the program has no continuous latent {site!r} drawn per datum; there is {', '.join(there) or 'none'}"
@@ -69,7 +73,10 @@ def posterior_means(run: Any, rows: Any, index: np.ndarray, site: str, draws: in
     means = []
     for first in range(0, len(index), CHUNK):
         arrays = material.prepared(run, rows, index[first : first + CHUNK], seed)
-        values = run.trained.posterior(arrays, draws=draws, seed=seed)[0][site]
+        trained = run.trained
+        weighed = trained.structure.weighed
+        drawn = trained.posterior(arrays, draws, seed)[0] if weighed else trained.guided(arrays, draws, seed)
+        values = drawn[site]
         means.append(np.asarray(values).mean(0).reshape(np.shape(values)[1], -1))
     return np.concatenate(means)
 
