@@ -37,6 +37,7 @@ _HOMES = {
     "Standardize": "data.steps",
     "Logit": "data.steps",
     "quality": "evaluate.quality",
+    "reflow": "sample.reflow",
     "mode_coverage": "evaluate.modes",
     "Extragradient": "play",
     "Optimistic": "play",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from probgen.program import Player as Player
     from probgen.program import Program as Program
     from probgen.run import Run as Run
+    from probgen.sample.reflow import reflow as reflow
     from probgen.schedules import Cosine as Cosine
     from probgen.schedules import Linear as Linear
     from probgen.schedules import Steps as Steps

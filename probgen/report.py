@@ -114,7 +114,11 @@ def _played(run: Any) -> str:
         said.append(
             f"2,500 samples find {found['modes']} of {found['of']} modes; {found['high_quality']:.1%} of them lie within three "
             f"standard deviations of one, where a perfect sampler has {found['high_quality_floor']:.1%}"
-            + ("" if found["modes"] == found["of"] else ": against collapse try pac=2, a penalty, or objective='relativistic'")
+            + (
+                ""
+                if found["modes"] == found["of"]
+                else ": against collapse try pac=2, a penalty, or objective='relativistic'"
+            )
         )
     return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in said)}</ul>' if said else ""
 

@@ -17,6 +17,8 @@ from test_report import HOSTILE, VOID, Page
 import probgen
 from probgen import cli
 from probgen.compare.likelihoods import measure_of
+from probgen.compare.page import page
+from probgen.compare.rows import Against, plain
 from probgen.compare.table import APART, DASH, UNFINISHED, brief, table_of
 from probgen.compare.terminal import printed
 from probgen.data.prepare import Preparation
@@ -275,6 +277,8 @@ def test_samples_that_are_not_finite_are_not_measured(points, monkeypatch):
 def test_the_mapping_survives_json(compared, out):
     assert json.loads(json.dumps(compared, allow_nan=False)) == compared
     assert json.loads(out.with_suffix(".json").read_text(encoding="utf-8")) == compared
+    odd = {"a": [np.float32(0.5), -np.inf], "b": np.array([1.0, np.nan]), 3: np.int64(2)}
+    assert json.dumps(plain(odd), allow_nan=False) == '{"a": [0.5, null], "b": [1.0, null], "3": 2}'
     said = compared["protocol"]
     assert {
         "k": K,
@@ -387,9 +391,6 @@ def test_text_of_the_user_is_only_text(digits, tmp_path):
         "undefined": {"modes": HOSTILE},
         "path": HOSTILE,
     }
-    from probgen.compare.page import page
-    from probgen.compare.rows import Against
-
     compared |= {"runs": [hostile], "data": {**compared["data"], "name": HOSTILE}}
     against = Against.of(digits, "x", 5, 10, 0)
     for html in (path.read_text(encoding="utf-8"), page(compared, {HOSTILE: run}, {HOSTILE: None}, against)):

@@ -12,6 +12,7 @@ logits. The networks are dense.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -100,7 +101,13 @@ def program(
         guide,
         by=Adversarial(critic, ("x", "z"), objective, penalties=[R1(r1)] if r1 else []),
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "optimizer": partial(torch.optim.Adam, betas=(0.0, 0.99)),
+            "ema": 0.995,
+        },
     )
 
 

@@ -10,6 +10,7 @@ have the labels of its real ones, so D judges how well x fits y.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -82,7 +83,13 @@ def program(
         model,
         by=Adversarial(critic, ("x", "y"), objective, penalties=[R1(r1)] if r1 else []),
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "optimizer": partial(torch.optim.Adam, betas=(0.0, 0.99)),
+            "ema": 0.995,
+        },
     )
 
 

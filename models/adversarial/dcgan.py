@@ -7,8 +7,7 @@
 G doubles the sides twice by transposed convolutions, D halves them twice by strided ones; neither pools. There is
 BatchNorm in both, but not at G's output nor D's input; ReLU in G and tanh at its end, leaky ReLU in D; all weights start at
 N(0, 0.02²), and Adam's β₁ is 0.5. On vectors the convolutions are linear layers, and weights start as PyTorch has them.
-
-Samples are drawn in eval mode, with the running statistics of G.
+Samples are drawn with the running statistics of G.
 """
 
 from __future__ import annotations
@@ -102,7 +101,6 @@ def program(
     z_dim: int | None = None,
     hidden: int | None = None,
     network: Literal["dense", "conv"] | None = None,
-    beta1: float = 0.5,
 ) -> Program:
     """A DCGAN of any array `x` of real or whole numbers.
 
@@ -114,8 +112,6 @@ def program(
         Channels at half of the size, 32, or units of a layer, 128, unless it is named.
     network
         "dense", or "conv" for images whose sides are multiples of four; by the shape of the data unless it is named.
-    beta1
-        Adam's, for both players.
     """
     shape, whole, (low, high) = spec["x"].shape, spec["x"].dtype[:1] in "ui", spec["x"].range
     size = torch.Size(shape).numel()
@@ -142,7 +138,7 @@ def program(
             "epochs": 100,
             "batch_size": 128,
             "lr": 2e-4,
-            "optimizer": partial(torch.optim.Adam, betas=(beta1, 0.999)),
+            "optimizer": partial(torch.optim.Adam, betas=(0.5, 0.999)),
         },
     )
 

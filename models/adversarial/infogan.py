@@ -13,6 +13,7 @@ label is ever seen. G, D and Q are dense, and Q has layers of its own. The paper
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pyro
@@ -99,7 +100,13 @@ def program(
         guide,
         by=loss + information_codes * MutualInformation("u") if codes else loss,
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "optimizer": partial(torch.optim.Adam, betas=(0.0, 0.99)),
+            "ema": 0.995,
+        },
     )
 
 

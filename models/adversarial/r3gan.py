@@ -45,9 +45,8 @@ class Residual(nn.Module):
 
 def dense(inputs: int, hidden: int, blocks: int, outputs: int) -> nn.Sequential:
     """[B, inputs] → [B, outputs]."""
-    inner = [
-        Residual([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)], blocks) for _ in range(blocks)
-    ]
+    pairs = [[nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)] for _ in range(blocks)]
+    inner = [Residual(pair, blocks) for pair in pairs]
     return nn.Sequential(nn.Linear(inputs, hidden), *inner, nn.LeakyReLU(0.2), nn.Linear(hidden, outputs))
 
 

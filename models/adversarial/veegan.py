@@ -2,23 +2,23 @@
 
     z ~ N(0, I)                          z: [z_dim]
     x = G(z)                             a point mass
-    q(z | x) = N(F(x), s²)               the guide; s is a number, or learned
-    min_{G, F} max_D  E_{q(x) q(z | x)} log D(x, z) + E_{p(z)} log(1 − D(G(z), z)) + λ E_{p(z)}[log p(z) − log q(z | G(z))]
+    q(z | x) = N(F(x), s²)               the guide
+    min_{G, F} max_D  E_{q(x) q(z | x)} log D(x, z) + E_{p(z)} log(1 − D(G(z), z)) + λ/2 E_{p(z)} ‖z − F(G(z))‖²
 
-The first two terms are ALI's. The last is ‖z − F(G(z))‖² / 2s² but for a constant: a generator that sends much of z to
-one mode cannot be undone, and a map F that is undone by G on all of z finds the modes that G has missed. The networks are
-dense. With "kl" G descends KL(p(x, z) ‖ q(x, z)), the critic's own estimate, and F the last term alone, as the paper does.
+The first two terms are ALI's. The last is −λs² E_{p(x, z)} log q(z | x) but for a constant: a generator that sends much of z
+to one mode cannot be undone, and a map F that is undone by G on all of z finds the modes that G has missed. The networks
+are dense. With "kl" G descends KL(p(x, z) ‖ q(x, z)), the critic's own estimate, and F the last term alone, as the paper does.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from probgen import Program, Scale, Standardize
@@ -57,7 +57,7 @@ def program(
     z_dim: int | None = None,
     hidden: int = 128,
     layers: int = 2,
-    scale: float | None = None,
+    scale: float = 0.1,
     reconstruction: float = 1.0,
     objective: Literal["kl", "non-saturating", "least-squares", "hinge", "relativistic"] = "non-saturating",
     r1: float = 0.1,
@@ -73,9 +73,9 @@ def program(
     layers
         Hidden layers of all networks.
     scale
-        s, of the guide; learned unless it is named.
+        s, of the guide.
     reconstruction
-        λ, the weight of the last term.
+        λ, the weight of the noise's reconstruction.
     objective
         What the two players minimise.
     r1
@@ -98,17 +98,22 @@ def program(
 
     def guide(x: Tensor) -> None:
         pyro.module("encoder", encoder)
-        s = scale or pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(encoder(x), s).to_event(1))
+            pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
 
     pairs = Adversarial(critic, ("x", "z"), KL if objective == "kl" else objective, [R1(r1)] if r1 else [])
     return Program(
         model,
         guide,
-        by=pairs + reconstruction * MutualInformation("z"),
+        by=pairs + reconstruction * scale**2 * MutualInformation("z"),
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "optimizer": partial(torch.optim.Adam, betas=(0.0, 0.99)),
+            "ema": 0.995,
+        },
     )
 
 

@@ -7,7 +7,7 @@ A mode is captured when a sample of high quality belongs to it. With the shares 
     \text{KL}(\hat q \,\Vert\, p) = \sum_k \hat q_k \log \frac{\hat q_k}{p_k}, \qquad
     \operatorname E\, \text{KL}(\hat q \,\Vert\, p) \approx \frac{K - 1}{2N} \ \text{for a perfect sampler},
 
-a reverse KL, which is plugged in and hence never zero. `<name>_floor` is what a perfect sampler gets on average.
+a reverse KL, biased upwards as shares are plugged in. `<name>_floor` is what a perfect sampler gets on average.
 
 References:
     | VEEGAN (Srivastava et al., 2017), arXiv:1705.07761;   PacGAN (Lin et al., 2018), arXiv:1712.04086

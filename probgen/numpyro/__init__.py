@@ -15,6 +15,7 @@ from probgen.numpyro.elbo import ELBO as ELBO
 from probgen.numpyro.elbo import IWAE as IWAE
 from probgen.numpyro.em import EM as EM
 from probgen.numpyro.engine import Engine as Engine
+from probgen.numpyro.flow_matching import FlowMatching as FlowMatching
 from probgen.numpyro.learners import engine_of as engine_of
 from probgen.numpyro.learners import trained_of as trained_of
 from probgen.numpyro.loss import Loss as Loss

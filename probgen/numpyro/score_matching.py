@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from probgen.energy.losses import Contrast, Denoising, Matching
-from probgen.errors import ProbgenError
 from probgen.numpyro.energy import drawn, langevin, log_parts, looked_at, scored
+from probgen.numpyro.flow_matching import denoising_player, matched_noise
 from probgen.numpyro.loss import Loss
 from probgen.program import Player, Program
 from probgen.schedules import value_at
@@ -49,20 +49,18 @@ class ScoreMatching(Matching, Loss):
 class DenoisingScoreMatching(Denoising, Loss):
     """½‖σ s(x + σ ε) + ε‖²: s becomes the score of the data with Gaussian noise of standard deviation `sigma` added.
 
-    `sigma` is in the units of the prepared data, a number or a schedule of the step.
+    `sigma` is in the units of the prepared data, a number or a schedule of the step. Without it, all the noise levels of the
+    program's denoiser are learned, at a random time for each row: E ‖σ_t s(x_t, t) + ε‖², with dimensions averaged.
 
     References:
         | A connection between score matching and denoising autoencoders (Vincent, 2011), Neural Computation 23
     """
 
     def players(self, program: Program) -> dict[str, Player]:
-        """One: the program."""
-        if self.sigma is None:
-            raise ProbgenError(
-                "DenoisingScoreMatching: give `sigma`, the standard deviation of the noise that is added; in NumPyro it learns "
-                "one noise level at a time"
-            )
-        return super().players(program)
+        """One: the program; without `sigma` all that its denoiser touches."""
+        if self.sigma is not None:
+            return super().players(program)
+        return {"program": denoising_player(program, "DenoisingScoreMatching without `sigma`", matched_noise)}
 
     def at(self, step: Any) -> DenoisingScoreMatching:
         """With sigma as it is at `step`."""

@@ -27,6 +27,7 @@ from probgen.energy.requirements import refuse_different, refuse_escaped, refuse
 from probgen.errors import ProbgenError
 from probgen.numpyro import terms
 from probgen.numpyro.denoiser import Denoiser
+from probgen.numpyro.distributions import Flow
 from probgen.numpyro.energy import drawn, langevin, nuts, parts_and_scores, scored
 from probgen.numpyro.leaves import Leaves, collect, named, own_containers, prepared, to_numpy, unnamed
 from probgen.numpyro.modes import mode, modules_of
@@ -36,6 +37,7 @@ from probgen.numpyro.scope import Scope, device_of
 from probgen.numpyro.structure import structure_of, unwrapped
 from probgen.numpyro.support import refuse_out_of_support
 from probgen.numpyro.trace import as_jax, bound, callables, log_density
+from probgen.numpyro.transforms.bijection import call_and_ladj
 from probgen.nuts.chains import Sampling
 from probgen.program import Program, Site, rows_of
 
@@ -266,6 +268,16 @@ class Trained:
             compiled = self._jit(("flow_log_likelihood", trace), run)
             looks = path(chain, 1 / chain.steps)
             return _numpy(compiled(self._values, jax.random.key(seed), (arrays, looks)))
+
+    def bases(self, arrays: Arrays, seed: int = 0) -> dict[str, np.ndarray]:
+        """f(x) of the rows, by data site that is a flow: where in its base a datum comes from, [B, ...]."""
+
+        def run(values: Any, key: jax.Array, arrays: Arrays) -> dict[str, jax.Array]:
+            p = self._trace(self._model, values, key, arrays)
+            flows = {n: p[n] for n in self.structure.observed if isinstance(unwrapped(p[n]["fn"]), Flow)}
+            return {n: call_and_ladj(unwrapped(s["fn"]).transform, s["value"])[0] for n, s in flows.items()}
+
+        return self._call(("bases",), run, seed, arrays)
 
     def denoiser(self, batch: Arrays, needs: str) -> Denoiser:
         """What the program's denoiser says with the weights in place; `needs` is named where there is none."""

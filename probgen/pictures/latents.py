@@ -74,7 +74,7 @@ def posterior_means(run: Any, rows: Any, index: np.ndarray, site: str, draws: in
     for first in range(0, len(index), CHUNK):
         arrays = material.prepared(run, rows, index[first : first + CHUNK], seed)
         trained = run.trained
-        weighed = trained.structure.weighed
+        weighed = run.structure.weighed
         drawn = trained.posterior(arrays, draws, seed)[0] if weighed else trained.guided(arrays, draws, seed)
         values = drawn[site]
         means.append(np.asarray(values).mean(0).reshape(np.shape(values)[1], -1))

@@ -7,24 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from probgen.arrays import rows_mean
-from probgen.diffusion.denoiser import Prediction, target
+from probgen.diffusion.coupling import Coupled, assigned
+from probgen.diffusion.denoiser import Prediction
 from probgen.diffusion.requirements import denoiser_of
 from probgen.diffusion.samplers import first_time
-from probgen.errors import ProbgenError
 from probgen.program import Player, Program
 from probgen.pyro.denoiser import Denoiser
 from probgen.pyro.loss import Loss
 from probgen.pyro.trace import bound, rows_factor
 
-COUPLINGS = ("independent", "ot", "given")
-
 
 @dataclass(frozen=True)
-class FlowMatching(Loss):
+class FlowMatching(Coupled, Loss):
     """E ‖u(x_t, t) − (dα/dt x + dσ/dt z)‖², t ~ U(0, 1): a velocity that carries the data to noise and back.
 
     Another way to learn the same continuous flow: u is what the program's flow integrates, and no solver runs. z is
@@ -42,49 +39,30 @@ class FlowMatching(Loss):
         | Minibatch optimal transport (Tong et al., 2023), arXiv:2302.00482
     """
 
-    coupling: str = "independent"
-
-    def __post_init__(self) -> None:
-        if self.coupling not in COUPLINGS:
-            raise ProbgenError(f"FlowMatching: coupling={self.coupling!r} is none of {', '.join(COUPLINGS)}")
-
     def players(self, program: Program) -> dict[str, Player]:
         """One: the program, whose weights are all that its denoiser touches."""
 
         def of_rows(chain: Denoiser, x: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-            if chain.predicts != "velocity":
-                raise ProbgenError(
-                    f"FlowMatching trains a velocity, and this program's network predicts {chain.predicts}: use "
-                    "DenoisingScoreMatching(), or predicts='velocity'"
-                )
             noise = self.paired(x, arrays)
             t, said = noisy(chain, x, noise, 0.0)
-            return rows_mean((said.output - target(chain.schedule, "velocity", x, noise, t)) ** 2)
+            return rows_mean((said.output - self.wanted(chain, x, noise, t)) ** 2)
 
         return {"program": denoising_player(program, "FlowMatching", of_rows)}
 
     def paired(self, x: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """z of each row."""
         if self.coupling == "given":
-            if "z" not in arrays or arrays["z"].shape != x.shape:
-                raise ProbgenError(
-                    "FlowMatching(coupling='given') reads the noise of each row from the array 'z', of the shape of x: give "
-                    "data={'x': ..., 'z': ...}"
-                )
-            return arrays["z"]
+            return self.given(x, arrays)
         noise = torch.randn_like(x)
-        return (
-            noise
-            if self.coupling == "independent"
-            else noise[assignment(torch.cdist(x.flatten(1), noise.flatten(1)).square())]
-        )
+        if self.coupling == "ot":
+            noise = noise[assignment(torch.cdist(x.flatten(1), noise.flatten(1)).square())]
+        return noise
 
 
 @torch.library.custom_op("probgen::assignment", mutates_args=())
 def assignment(cost: Tensor) -> Tensor:
     """The column of each row, [B], in the permutation of the least cost [B, B]; one node of a traced step."""
-    columns = linear_sum_assignment(cost.detach().cpu().numpy())[1]
-    return torch.from_numpy(columns).to(cost.device)
+    return torch.from_numpy(assigned(cost.detach().cpu().numpy())).to(cost.device)
 
 
 @assignment.register_fake

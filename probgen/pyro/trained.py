@@ -30,6 +30,7 @@ from probgen.nuts.chains import Sampling
 from probgen.program import Program, Site, Structure, rows_of
 from probgen.pyro.denoiser import Denoiser
 from probgen.pyro.device import numbers, resolve_device, resolve_precision
+from probgen.pyro.distributions import Flow
 from probgen.pyro.energy import langevin, parts_and_scores
 from probgen.pyro.enumeration import enumerated_traces, state_table
 from probgen.pyro.leaves import leaves_of, own_program, start_values
@@ -38,6 +39,7 @@ from probgen.pyro.probability_flow import log_density
 from probgen.pyro.samplers import CompiledSteps, sampled
 from probgen.pyro.support import refuse_out_of_support
 from probgen.pyro.trace import bound, callables, forked, is_sample, structure_of, tensors, unwrapped, whole_plates
+from probgen.pyro.transforms.bijection import call_and_ladj
 from probgen.pyro.weights import datum_terms, drawn_traces, local_terms, row_dim
 
 ROWS_AT_ONCE = 16384  # rows of a tiled pass: bounds memory at any k and any number of data
@@ -285,6 +287,13 @@ class Trained:
             x_1 = near.sample()
             decoded = chain.decoder(x_1).log_prob(x) - near.log_prob(x_1)
             return _array(decoded + log_density(chain, x_1, t, trace=trace))
+
+    def bases(self, arrays: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+        """f(x) of the rows, by data site that is a flow: where in its base a datum comes from, [B, ...]."""
+        with self._quiet(seed):
+            nodes = poutine.trace(self._model).get_trace(**self._tensors(arrays)).nodes
+            flows = {n: nodes[n] for n in self.structure.observed if isinstance(unwrapped(nodes[n]["fn"]), Flow)}
+            return {n: _array(call_and_ladj(unwrapped(s["fn"]).transform, s["value"])[0]) for n, s in flows.items()}
 
     def denoiser(self, batch: Mapping[str, Tensor], needs: str) -> Denoiser:
         """What the program's denoiser says with the weights in place; `needs` is named where there is none."""
