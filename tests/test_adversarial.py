@@ -39,6 +39,7 @@ from probgen.pyro.loss import with_terms
 
 NAMES = ["pyro", "numpyro"]
 both = pytest.mark.parametrize("name", NAMES)
+nightly = pytest.mark.nightly
 
 # -- both PPLs in the same words --------------------------------------------------------------------------------------
 
@@ -261,23 +262,24 @@ def test_against_the_optimal_critic_the_program_goes_to_the_data(objective):
 
 # -- the critic's optimum ---------------------------------------------------------------------------------------------
 
-QUANTILES = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+QUANTILES = stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 @pytest.mark.parametrize("scale", [1.0, 1.6])
 def test_the_optimal_critic_is_the_density_ratio_and_its_value_the_divergence(name, scale):
     """p = N(0, 1), q = N(0.3, s²) or p itself; d = a + b x + c x² holds log p / q. D within 0.02 wherever p + q has
-    mass; the value of the game 2 JSD − log 4 by quadrature within 4 standard errors (and 1e-3 of the grid of p).
+    mass; the value of the game 2 JSD − log 4 by quadrature within 4 standard errors (and 2e-3 of the grid of p).
     """
-    D, steps, tail = PPL[name].D, 1200, 600
+    D, steps, tail = PPL[name].D, 900, 400
     shift = 0.3 if scale != 1 else 0.0
     critic = features(name, "w", lambda x: PPL[name].stack([x * 0 + 1, x, x**2]), np.zeros(3))
     by = PPL[name].lib.Adversarial(critic, objective="minimax")
     program = fixed(name, by, draw=lambda: D.Normal(PPL[name].array(shift), scale))
     weights, metrics = trained(
         name, program, {"x": QUANTILES}, steps, lr=0.02, schedule=Cosine(1, 1e-6, steps - tail)
-    )  # with a rate of nothing the tail is 600 independent estimates
+    )  # with a rate of nothing the tail is 400 independent estimates
     x = np.linspace(-4, 4, 4001)
     p, q = stats.norm(0, 1).pdf(x), stats.norm(shift, scale).pdf(x)
     d = np.stack([x * 0 + 1, x, x**2], -1) @ weights["w"]
@@ -287,11 +289,12 @@ def test_the_optimal_critic_is_the_density_ratio_and_its_value_the_divergence(na
     p, q = stats.norm(0, 1).pdf(x), stats.norm(shift, scale).pdf(x)
     value = 2 * jensen_shannon(p + 1e-300, q + 1e-300) * (x[1] - x[0]) - np.log(4)
     estimates = -metrics["loss/critic"][-tail:]
-    assert abs(estimates.mean() - value) < 4 * estimates.std() / np.sqrt(tail) + 1e-3
+    assert abs(estimates.mean() - value) < 4 * estimates.std() / np.sqrt(tail) + 2e-3
     assert scale == 1 or value + np.log(4) > 0.05  # the two cases are told apart
     np.testing.assert_allclose(metrics["loss/critic"][:1], np.log(4), rtol=1e-6)  # D = ½ at first
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_a_wasserstein_critic_says_how_far_two_uniforms_lie_apart(name):
     """U[0, 1] and U[θ, 1 + θ]: W1 = |θ|. Within |w| ≤ c a linear critic says c |θ|; with a gradient penalty it says
@@ -313,6 +316,7 @@ def test_a_wasserstein_critic_says_how_far_two_uniforms_lie_apart(name):
     assert says(4.0, "minimax", (), 1.0, 250)[1] < 0.05
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_a_wasserstein_critic_on_two_points(name):
     """Masses at (0, 0) and θ = (3, −4): a network of any shape is as steep as 1 where the penalty is heavy, and says 5."""
@@ -329,8 +333,7 @@ def test_a_wasserstein_critic_on_two_points(name):
 
 
 @both
-@pytest.mark.parametrize("rows", [1, 2, 7])
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize(("rows", "shape"), [(1, (2, 3, 2)), (2, (3,)), (7, (2, 3, 2))], ids=str)
 def test_the_penalties_of_a_linear_critic_are_those_of_its_weights(name, rows, shape):
     """d = w · x: λ (‖w‖ − 1)² and γ/2 ‖w‖² for any number of rows of any shape, wherever they are taken."""
     rng, lib = np.random.default_rng(0), PPL[name].lib
@@ -338,7 +341,7 @@ def test_the_penalties_of_a_linear_critic_are_those_of_its_weights(name, rows, s
     critic = features(name, "w", lambda x: x.reshape(len(x), -1), w)
     norm = np.linalg.norm(w)
     expected = {GradientPenalty(10.0): 10 * (norm - 1) ** 2, R1(3.0): 1.5 * norm**2, R2(0.4): 0.2 * norm**2}
-    for penalties in [*([p] for p in expected), list(expected)]:
+    for penalties in [*([p] for p in expected if name == "pyro"), list(expected)]:
         by = lib.Adversarial(critic, objective="wasserstein", penalties=penalties)
         program = fixed(name, by, point=rng.normal(size=(rows, *shape)), event=len(shape))
         loss, terms = judged(name, program, {"x": x})
@@ -509,6 +512,7 @@ def drawn(name, by=None, hidden=8, noise=0.0, prior=1.0):
 X = np.random.default_rng(5).normal(size=(40, 3)) + 1
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_clipped_weights_stay_within_their_bounds_and_the_programs_go_where_they_like(name):
     """After every step, and after every update in it: the last is the program's."""
@@ -562,8 +566,10 @@ def game(name, kind, critic_inputs=None, **options):
     return Program(program.model, guide if kind not in ("gan", "relativistic") else None, by=by), {"x": X}
 
 
-@both
-@pytest.mark.parametrize("kind", GAMES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(n, k) if n == "pyro" or k == "ali" else pytest.param(n, k, marks=nightly) for n in NAMES for k in GAMES],
+)
 def test_a_gradient_reaches_every_network_that_it_should_and_no_other(name, kind):
     """Of the critic's loss those of the critic alone, though the draws are the program's; of the program's loss every
     weight of generator and encoder.
@@ -581,6 +587,7 @@ def test_a_gradient_reaches_every_network_that_it_should_and_no_other(name, kind
             assert gradient.any(), parameter
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_in_a_sum_the_critic_learns_by_the_adversarial_part_alone(name):
     """ELBO + c · Adversarial: the critic's gradient is c times its own, the ELBO's for the program is there untouched."""
@@ -627,7 +634,9 @@ def test_a_player_without_a_rate_stays_where_it_is_and_the_other_goes_on(name, f
 ALL = [GradientPenalty(2.0), R1(1.0), R2(0.5), WeightClip(0.4)]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [o if o in ("minimax", "relativistic") else pytest.param(o, marks=nightly) for o in OBJECTIVES]
+)
 def test_the_traced_step_is_the_eager_one(objective):
     """With every penalty, two rows judged at once, two updates of the critic, clipping and averages."""
     from test_pyro_graph import agree
@@ -640,7 +649,7 @@ def test_the_traced_step_is_the_eager_one(objective):
     agree(types.SimpleNamespace(program=drawn("pyro", by), arrays={"x": X}, batch_size=8), by, "64")
 
 
-@pytest.mark.parametrize("kind", [k for k in GAMES if k != "gan"])
+@pytest.mark.parametrize("kind", ["elbo", *[pytest.param(k, marks=nightly) for k in GAMES[1:] if k != "elbo"]])
 def test_the_traced_step_is_the_eager_one_in_every_game(kind):
     from test_pyro_graph import agree
 
@@ -664,6 +673,7 @@ def test_the_jitted_loop_takes_the_steps_of_one_that_is_written_by_hand():
     program = drawn("numpyro", by)
     e = engine("numpyro", program, {"x": X}, 8, optimizer="sgd", lr={"critic": 0.1, "program": 0.3}, ema=0.9)
     state, log = e.advance(e.start(), 0, 3)
+    constant = np.log(2)  # what non-saturating says of real rows that the program has no hand in: softplus(0)
     run = lambda network, weights, x: numpyro.handlers.substitute(network, weights)(x)  # noqa: E731
 
     with e._scope():
@@ -685,7 +695,7 @@ def test_the_jitted_loop_takes_the_steps_of_one_that_is_written_by_hand():
                 def loss(w, x=x, own=own, player=player):
                     d = lambda x: run(critic, w, x)[:, 0]  # noqa: E731
                     if player == "program":
-                        return softplus(-d(fake(w, jax.random.split(own, 3)[0]))).mean()
+                        return softplus(-d(fake(w, jax.random.split(own, 3)[0]))).mean() + constant
                     slope = jax.grad(lambda x: d(x).sum())(x)
                     told = softplus(-d(x)).mean() + softplus(d(fake(w, jax.random.split(own, 4)[0]))).mean()
                     return told + 0.3 * (slope**2).sum(-1).mean()
@@ -797,6 +807,7 @@ def test_packing_works_with_a_critic_of_every_make(name):
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_validation_rows_need_not_be_a_multiple(name):
     """An ELBO with a packed critic beside it is validated on whatever rows are there: 51 here, of which pac is no divisor."""
@@ -901,9 +912,9 @@ def test_a_guide_learns_the_information(name):
 @both
 def test_the_guide_of_ali_inverts_a_linear_program(name):
     """z ~ N(0, 1), x ~ N(a z, s²): against a critic that is quadratic in (x, z) q(z | x) becomes the posterior, whose mean
-    is a / (a² + s²) x, 0.94 of a⁻¹ x here, though no density of the program is ever computed. Within 5 %.
+    is a / (a² + s²) x, 0.8 of a⁻¹ x here, though no density of the program is ever computed. Within 5 %.
     """
-    a, s, steps = 2.0, 0.5, 800
+    a, s, steps = 2.0, 1.0, 600
     P, D, xp, array = (getattr(PPL[name], part) for part in ("P", "D", "xp", "array"))
 
     def model(x):
@@ -917,8 +928,8 @@ def test_the_guide_of_ali_inverts_a_linear_program(name):
             P.sample("z", D.Normal(slope * x, xp.exp(log_width)))
 
     critic = features(name, "w", lambda x, z: PPL[name].stack([x**2, x * z, z**2]), np.zeros(3))
-    by = PPL[name].lib.Adversarial(critic, ("x", "z"), critic_steps=3)
-    x = stats.norm(0, np.hypot(a, s)).ppf((np.arange(1000) + 0.5) / 1000)
+    by = PPL[name].lib.Adversarial(critic, ("x", "z"), critic_steps=2)
+    x = stats.norm(0, np.hypot(a, s)).ppf((np.arange(500) + 0.5) / 500)
     lr = {"critic": 0.05, "program": 0.01}
     options = dict(lr=lr, schedule=Cosine(1, 0.02, steps), ema=0.98)
     weights, _ = trained(name, Program(model, guide, by=by), {"x": x}, steps, **options)
@@ -966,6 +977,7 @@ def test_l1_is_the_summed_distance_of_draws(name):
         assert loss == pytest.approx(distance(2 * batch["a"], batch["b"]), rel=1e-9)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_l1_beside_an_adversary(name):
     """pix2pix: the program's loss is the sum, the critic's is its own."""
@@ -1024,6 +1036,7 @@ MAKES = {
 }
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_a_critic_of_any_make_is_the_same_player(name):
     """Modules, functions of what is seen, functions of `spec`: the same loss, and the same gradients, sorted by size."""
@@ -1039,6 +1052,7 @@ def test_a_critic_of_any_make_is_the_same_player(name):
         np.testing.assert_allclose(numbers_, found["parameters"], rtol=1e-4, atol=1e-5, err_msg=make)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_fit_builds_a_critic_of_what_is_known_of_the_data(name):
     """`spec` has the array's shape; the weights are a function of the seed, and the program's own stay as they were."""
@@ -1082,17 +1096,13 @@ def test_a_spectrally_normalised_critic_is_one_whose_weights_have_norm_one():
     assert all(not torch.equal(start[n], state[n]) for n in buffers if start[n].numel() > 1)
     values = e.step.values(state)
     for layer in ("0", "2"):
-        original = values[
-            f"critic$$$named.{layer}"
-            if False
-            else next(n for n in values if f"{layer}.parametrizations.weight.original" in n)
-        ]
+        original = values[next(n for n in values if f"{layer}.parametrizations.weight.original" in n)]
         u, v = (values[next(n for n in values if f"{layer}.parametrizations.weight.0.{b}" in n)] for b in ("_u", "_v"))
         used = original / (u @ original @ v)
         assert torch.linalg.svdvals(original)[0] > 1.5 and torch.linalg.svdvals(used)[0] == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("penalties", [[], ALL[:1]], ids=str)
+@pytest.mark.parametrize("penalties", [[], pytest.param(ALL[:1], marks=nightly)], ids=str)
 def test_the_traced_step_of_a_spectrally_normalised_critic_is_the_eager_one(penalties):
     from test_pyro_graph import agree
 
@@ -1117,11 +1127,11 @@ def test_spectral_normalisation_in_nnx():
     e = engine("numpyro", drawn("numpyro", by), {"x": X}, 8, lr=0.002, precision="32")
     start = e.weights(e.start())
     weights = e.weights(e.advance(e.start(), 0, 60)[0])
-    (u,) = (n for n in weights if n.endswith("/u"))
+    (u,) = (n for n in weights if "norm" in n and "'u'" in n)
     assert not np.array_equal(start[u], weights[u])
     kernel = next(w for w in weights.values() if w.shape == (3, 8))
-    (sigma,) = (w for n, w in weights.items() if n.endswith("/sigma"))
-    assert float(sigma.squeeze()) == pytest.approx(np.linalg.svd(kernel)[1][0], rel=0.02)
+    (sigma,) = (w for n, w in weights.items() if "'sigma'" in n)
+    assert float(sigma) == pytest.approx(np.linalg.svd(kernel)[1][0], rel=0.02)
 
 
 @pytest.mark.parametrize("penalties", [[], ALL[:1], ALL[1:2]], ids=str)
@@ -1259,7 +1269,7 @@ def test_one_player_runs_in_the_ppls_own_svi(name, which):
     pyro.clear_param_store()
     if name == "pyro":
         torch.manual_seed(0)
-        loss = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({}), by).step(torch.tensor(x).float())
+        loss = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({}), by).step(x=torch.tensor(x).float())
     else:
         svi = numpyro.infer.SVI(program.model, program.guide, numpyro.optim.Adam(1e-3), by)
         loss = svi.update(svi.init(jax.random.key(0), x=jnp.asarray(x)), x=jnp.asarray(x))[1]
