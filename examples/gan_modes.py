@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--objective", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     asked = parser.parse_args()
     for source in asked.data:
-        print(f"{source}: {asked.steps:,} steps, {asked.seeds} seeds, {asked.layers} layers of {asked.hidden}", flush=True)
+        print(
+            f"{source}: {asked.steps:,} steps, {asked.seeds} seeds, {asked.layers} layers of {asked.hidden}", flush=True
+        )
         for name in asked.objective:
             rows = [
                 run(source, RECIPES[name], asked.steps, seed, asked.hidden, asked.layers) for seed in range(asked.seeds)

@@ -97,7 +97,7 @@ def _sections(run: Any, figures: _Figures) -> Iterator[str]:
             "Where the guide places data, what latents decode to, and what is lost on the way there and back.",
             figures.row("reconstructions", "latents", "traversal", *figures.if_possible("manifold")),
         )
-    if any(site.local for site in run.structure.sampled.values()):
+    if run.structure.weighed and any(site.local for site in run.structure.sampled.values()):
         yield section(
             "Trust in the guide",
             "",

@@ -9,6 +9,7 @@ Numbers, curves and settings are read without running code; the first verb that 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -86,9 +87,18 @@ def loss_text(program: Program) -> str | None:
 def _plain_options(options: Any) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in asdict(options)}
     schedule = values["schedule"]
-    plain = (str, int, float, bool, type(None), Mapping)
-    optimizer = values["optimizer"] if isinstance(values["optimizer"], plain) else repr(values["optimizer"])
+    optimizer = optimizer_text(values["optimizer"])
     return {**values, "schedule": None if schedule is None else repr(schedule), "optimizer": optimizer}
+
+
+def optimizer_text(value: Any) -> Any:
+    """An optimizer as a file can hold it: names as they are, by player or for all; other values by what they print.
+
+    Addresses are left out, so that the same optimizer has the same text in every process.
+    """
+    if isinstance(value, Mapping):
+        return {player: optimizer_text(own) for player, own in value.items()}
+    return value if value is None or isinstance(value, str) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _versions() -> dict[str, str]:
@@ -261,6 +271,8 @@ class Run:
         model = program["name"] if program["path"] is None or _in_zoo(program) else program["path"]
         options = {**program["options"], "by": self.config["by_given"]}
         options |= {name: self.options[name] for name in _REPEATED if self.options[name] is not None}
+        if re.search(r"[<(]", str(options.get("optimizer"))):
+            del options["optimizer"]  # a value that no command line can say: the program's own
         words = ["probgen", "fit", str(model), "--data", data["source"] or data["name"]]
         for name, value in options.items():
             words += (

@@ -470,7 +470,7 @@ def critic_module(kind, matrices, bias=0.0):
 MATRICES = [np.random.default_rng(0).normal(size=(4, 2)), np.random.default_rng(1).normal(size=(1, 4))]
 
 
-@pytest.mark.parametrize("kind", ["torch", "nnx", "linen", "equinox"])
+@pytest.mark.parametrize("kind", ["torch", "nnx", pytest.param("linen", marks=nightly), "equinox"])
 def test_orthogonal_regularization_looks_at_rows_that_give_outputs(kind):
     """β Σ_W Σ_{i≠j} (w_i · w_j)² over the outputs i, j of each layer; rows at right angles cost nothing, columns do."""
     name = "pyro" if kind == "torch" else "numpyro"
@@ -673,35 +673,41 @@ def test_the_jitted_loop_takes_the_steps_of_one_that_is_written_by_hand():
     program = drawn("numpyro", by)
     e = engine("numpyro", program, {"x": X}, 8, optimizer="sgd", lr={"critic": 0.1, "program": 0.3}, ema=0.9)
     state, log = e.advance(e.start(), 0, 3)
-    constant = np.log(2)  # what non-saturating says of real rows that the program has no hand in: softplus(0)
-    run = lambda network, weights, x: numpyro.handlers.substitute(network, weights)(x)  # noqa: E731
+
+    def run(network, weights, x):
+        return numpyro.handlers.substitute(network, weights)(x)
+
+    def d(weights, x):
+        return run(critic, weights, x)[:, 0]
+
+    def fake(weights, key):
+        return run(generator, weights, jax.random.normal(jax.random.split(key)[1], (8, 2)))
+
+    @jax.jit
+    @jax.value_and_grad
+    def told(weights, x, key):
+        slope = jax.grad(lambda x: d(weights, x).sum())(x)
+        d_fake = d(weights, fake(weights, jax.random.split(key, 4)[0]))
+        losses = jax.nn.softplus(-d(weights, x)) + jax.nn.softplus(d_fake)
+        return losses.mean() + 0.3 * (slope**2).sum(-1).mean()
+
+    @jax.jit
+    @jax.value_and_grad
+    def fooled(weights, x, key):  # log 2 is what is said of real rows, in which this program has no hand
+        return jax.nn.softplus(-d(weights, fake(weights, jax.random.split(key, 3)[0]))).mean() + jnp.log(2.0)
 
     with e._scope():
         weights = {n: jnp.asarray(w) for n, w in e.weights(e.start()).items()}
         average = dict(weights)
-
-        def fake(weights, key):
-            return run(generator, weights, jax.random.normal(jax.random.split(key)[1], (8, 2)))
-
-        softplus = jax.nn.softplus
         for step in range(3):
             key = e._key(1, step)
+            keys = [key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 1000)]
             losses = {}
-            for update in range(3):
+            for update, (player, loss, mine, rate) in enumerate(
+                [("critic", told, "critic", 0.1)] * 2 + [("program", fooled, "generator", 0.3)]
+            ):
                 x = jnp.asarray(e.feed.batch(3 * step + update)["x"])
-                player, rate = ("critic", 0.1) if update < 2 else ("program", 0.3)
-                own = [key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 1000)][update]
-
-                def loss(w, x=x, own=own, player=player):
-                    d = lambda x: run(critic, w, x)[:, 0]  # noqa: E731
-                    if player == "program":
-                        return softplus(-d(fake(w, jax.random.split(own, 3)[0]))).mean() + constant
-                    slope = jax.grad(lambda x: d(x).sum())(x)
-                    told = softplus(-d(x)).mean() + softplus(d(fake(w, jax.random.split(own, 4)[0]))).mean()
-                    return told + 0.3 * (slope**2).sum(-1).mean()
-
-                losses[player], gradient = jax.jit(jax.value_and_grad(loss))(weights)
-                mine = "critic" if player == "critic" else "generator"
+                losses[player], gradient = loss(weights, x, keys[update])
                 weights = {n: w - rate * gradient[n] if n.startswith(mine) else w for n, w in weights.items()}
             average = {n: a + 0.1 * (weights[n] - a) for n, a in average.items()}
             for player, value in losses.items():
@@ -1110,6 +1116,7 @@ def test_the_traced_step_of_a_spectrally_normalised_critic_is_the_eager_one(pena
     agree(types.SimpleNamespace(program=drawn("pyro", by), arrays={"x": X}, batch_size=8), by, "64")
 
 
+@pytest.mark.nightly
 def test_spectral_normalisation_in_nnx():
     """`nnx.SpectralNorm` inside a module: u and σ are carried, and σ is that of the kernel."""
     from flax import nnx
@@ -1181,8 +1188,8 @@ def test_arguments_that_are_refused(name, case):
     assert said in str(error.value) and str(error.value).count(". ") == 0
 
 
-def bits(name, sites, noisy=False):
-    """A program of bits x given a latent z, or of a bit c from which a network makes x, that a guide finds again."""
+def bits(name):
+    """Bits x given a latent z, and a guide."""
     P, D, array = PPL[name].P, PPL[name].D, PPL[name].array
 
     def model(x):
@@ -1225,7 +1232,7 @@ def test_programs_that_are_refused(name, case):
     def critic(*seen):
         return sum(x.reshape(len(x), -1).sum(-1) for x in seen) * param(name, "w", 1.0)
 
-    model, guide = bits(name, None) if kind == "bits" else (drawn(name).model, None)
+    model, guide = bits(name) if kind == "bits" else (drawn(name).model, None)
     arrays = {"x": (X > 1).astype(float) if kind == "bits" else X}
     with pytest.raises(ProbgenError) as error:
         engine(name, Program(model, guide, by=make(PPL[name].lib, critic)), arrays, 8)
@@ -1240,6 +1247,7 @@ def test_orthogonal_regularization_of_a_function_is_refused(name):
         e.advance(e.start(), 0, 1)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 @pytest.mark.parametrize("which", ["alone", "sum"])
 def test_two_players_are_refused_by_the_ppls_own_svi(name, which):
@@ -1258,14 +1266,14 @@ def test_two_players_are_refused_by_the_ppls_own_svi(name, which):
     pyro.clear_param_store()
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 @pytest.mark.parametrize("which", ["information", "distance"])
 def test_one_player_runs_in_the_ppls_own_svi(name, which):
     """As every loss of one player does: the same number as by the engine's player."""
     lib = PPL[name].lib
     by = lib.MutualInformation("z") if which == "information" else lib.L1("x")
-    program = channel(name, 1.5, 0.8).learned_by(by)
-    x = np.zeros(4000)
+    program, x = channel(name, 1.5, 0.8).learned_by(by), np.zeros(4000)
     pyro.clear_param_store()
     if name == "pyro":
         torch.manual_seed(0)
@@ -1281,6 +1289,7 @@ def test_one_player_runs_in_the_ppls_own_svi(name, which):
     assert abs(float(loss) / 4000 - expected) < 4 * sd / np.sqrt(4000)
 
 
+@pytest.mark.nightly_on("numpyro")
 @both
 def test_a_gan_samples_and_says_that_the_rest_is_not_defined(name):
     run = probgen.fit(drawn(name, game(name, "gan")[0].by), X, steps=2, batch_size=8, compile=False, progress=False)

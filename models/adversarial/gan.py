@@ -10,6 +10,8 @@ there is noise, with which an ELBO can train the very same program.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Literal
 
 import pyro
@@ -24,7 +26,7 @@ from probgen.pyro import R1, Adversarial
 def dense(sizes: list[int], slope: float = 0.0) -> nn.Sequential:
     """[B, sizes[0]] → [B, sizes[-1]]: linear layers with (leaky) rectifiers between them."""
     layers = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in itertools.pairwise(sizes):
         layers += [nn.Linear(size, following), nn.LeakyReLU(slope)]
     return nn.Sequential(*layers[:-1])
 
@@ -38,7 +40,7 @@ def program(
     objective: Literal[
         "minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"
     ] = "non-saturating",
-    r1: float = 0.1,
+    r1: float = 0.01,
     pac: int = 1,
 ) -> Program:
     """A GAN of any array `x` of real or whole numbers.
@@ -82,7 +84,13 @@ def program(
         model,
         by=Adversarial(critic, objective=objective, penalties=[R1(r1)] if r1 else [], pac=pac),
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "ema": 0.995,
+            "optimizer": functools.partial(torch.optim.Adam, betas=(0.0, 0.99)),
+        },
     )
 
 

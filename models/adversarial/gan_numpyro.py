@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import optax
 from flax import linen as nn
 from numpyro.contrib.module import flax_module
 
@@ -45,7 +46,7 @@ def program(
     objective: Literal[
         "minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"
     ] = "non-saturating",
-    r1: float = 0.1,
+    r1: float = 0.01,
     pac: int = 1,
 ) -> Program:
     """A GAN of any array `x` of real or whole numbers.
@@ -88,7 +89,13 @@ def program(
         model,
         by=Adversarial(critic, objective=objective, penalties=[R1(r1)] if r1 else [], pac=pac),
         prepare={"x": Scale((low + high) / 2, high) if whole else Standardize()},
-        defaults={"epochs": 200, "batch_size": 128, "lr": 1e-3, "ema": 0.995},
+        defaults={
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "ema": 0.995,
+            "optimizer": functools.partial(optax.adam, b1=0.0, b2=0.99),
+        },
     )
 
 

@@ -57,8 +57,8 @@ def program(
     z_dim: int | None = None,
     hidden: int = 128,
     layers: int = 2,
-    scale: float = 0.1,
-    reconstruction: float = 1.0,
+    scale: float = 0.5,
+    reconstruction: float = 0.1,
     objective: Literal["kl", "non-saturating", "least-squares", "hinge", "relativistic"] = "non-saturating",
     r1: float = 0.1,
 ) -> Program:

@@ -89,7 +89,7 @@ def program(
             "epochs": 200,
             "batch_size": 64,
             "lr": 1e-4 if clip is None else 5e-5,
-            "optimizer": optax.adam(1e-4, b1=0.0, b2=0.9) if clip is None else "rmsprop",
+            "optimizer": functools.partial(optax.adam, b1=0.0, b2=0.9) if clip is None else "rmsprop",
         },
     )
 

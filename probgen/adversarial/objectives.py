@@ -36,7 +36,7 @@ from probgen.arrays import namespace
 from probgen.errors import ProbgenError, did_you_mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Objective:
     """Two losses of rows, [B], each a function `(real, fake)` of logits.
 
@@ -48,6 +48,9 @@ class Objective:
     critic: Callable[[Any, Any], Any]
     program: Callable[[Any, Any], Any]
     paired: bool = False
+
+    def __repr__(self) -> str:
+        return repr(self.name)
 
 
 def softplus(d: Any) -> Any:

@@ -21,22 +21,41 @@ References:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from probgen.arrays import namespace
 from probgen.energy.settings import refuse_not_positive
+from probgen.schedules import refuse_other
+
+
+class Weighted:
+    """A penalty whose weight is a number, or a schedule of the step."""
+
+    weight: Any
+
+    def __post_init__(self) -> None:
+        if callable(self.weight):
+            refuse_other(type(self).__name__, weight=self.weight)
+        else:
+            refuse_not_positive(type(self).__name__, weight=self.weight)
+
+    def at(self, step: Any) -> Any:
+        """With the weight as it is at `step`, which may be a traced scalar."""
+        if not callable(self.weight):
+            return self
+        found = copy.copy(self)
+        object.__setattr__(found, "weight", self.weight(step))
+        return found
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Weighted):
     """λ (‖∇d‖ − 1)² between real and fake rows."""
 
-    weight: float = 10.0
+    weight: Any = 10.0
     where: ClassVar[str] = "between"
-
-    def __post_init__(self) -> None:
-        refuse_not_positive("GradientPenalty", weight=self.weight)
 
     def of_rows(self, squared_norm: Any) -> Any:
         """The penalty of rows, [B], from ‖∇d‖² [B]; a norm of zero has the slope zero."""
@@ -47,14 +66,11 @@ class GradientPenalty:
 
 
 @dataclass(frozen=True)
-class R1:
+class R1(Weighted):
     """γ/2 ‖∇d‖² at real rows."""
 
-    weight: float = 1.0
+    weight: Any = 1.0
     where: ClassVar[str] = "real"
-
-    def __post_init__(self) -> None:
-        refuse_not_positive(type(self).__name__, weight=self.weight)
 
     def of_rows(self, squared_norm: Any) -> Any:
         """The penalty of rows, [B], from ‖∇d‖² [B]."""
@@ -69,13 +85,10 @@ class R2(R1):
 
 
 @dataclass(frozen=True)
-class OrthogonalRegularization:
+class OrthogonalRegularization(Weighted):
     """β ‖W Wᵀ ∘ (1 − I)‖² of every weight with two axes or more, the first against all others."""
 
-    weight: float = 1e-4
-
-    def __post_init__(self) -> None:
-        refuse_not_positive("OrthogonalRegularization", weight=self.weight)
+    weight: Any = 1e-4
 
     def of_matrix(self, matrix: Any) -> Any:
         """The penalty of one matrix [outputs, inputs]."""

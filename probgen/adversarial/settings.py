@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -54,6 +55,15 @@ class Adversary:
         name = getattr(self.critic, "__name__", type(self.critic).__name__)
         said = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[1:] if getattr(self, f.name) != f.default]
         return f"Adversarial({', '.join([name, *said])})"
+
+    def at(self, step: Any) -> Any:
+        """With the weights of its penalties as they are at `step`."""
+        if not any(callable(getattr(penalty, "weight", None)) for penalty in self.penalties):
+            return self
+        found = copy.copy(self)
+        penalties = tuple(penalty.at(step) if hasattr(penalty, "at") else penalty for penalty in self.penalties)
+        object.__setattr__(found, "penalties", penalties)
+        return found
 
     # -- what follows -------------------------------------------------------------------------------------------------
 

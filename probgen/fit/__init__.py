@@ -28,7 +28,7 @@ from probgen.fit.recipe import SILENT, Options, resolved
 from probgen.folder import Folder
 from probgen.nuts.draws import Draws
 from probgen.program import Program, backend_of
-from probgen.run import POSTERIOR, Run, described, loss_text, write_description
+from probgen.run import POSTERIOR, Run, described, loss_text, optimizer_text, write_description
 from probgen.schedules import Schedule
 from probgen.supports import refuse_outside
 
@@ -98,7 +98,7 @@ def fit(
     asked |= {"seed": seed, "device": device, "precision": str(precision)}
     program = program if by is None else program.learned_by(by)
     if resume:
-        return _resumed(program, data, out, steps, epochs, on_chunk, progress)
+        return _resumed(program, data, out, steps, epochs, on_chunk, progress, asked.get("optimizer"))
     options = resolved(program, data, steps, epochs, asked, compile)
     fit = _Fit(program, data, options, on_chunk, progress, None if by is None else repr(by))
     return fit.run(None if out is None else Folder.create(out))  # made last: what is refused leaves no folder
@@ -120,6 +120,7 @@ def _resumed(
     epochs: float | None,
     on_chunk: Any,
     progress: bool,
+    optimizer: Any = None,
 ) -> Run:
     if out is None:
         raise ProbgenError("resume=True needs the folder of the run: out=PATH")
@@ -134,7 +135,8 @@ def _resumed(
     if loss_text(program) != run.config["by"]:
         raise ProbgenError(f"{out} was trained by {run.config['by']}: resume it by the same, not by {program.by!r}")
     kept = run.options
-    options = run.read("options", lambda kept: Options(**{**kept, "schedule": _schedule(kept["schedule"])}))
+    own = {"optimizer": _optimizer(kept["optimizer"], optimizer, program.defaults.get("optimizer"))}
+    options = run.read("options", lambda kept: Options(**{**kept, **own, "schedule": _schedule(kept["schedule"])}))
     if steps is not None or epochs is not None:
         options = replace(options, steps=resolved(program, data, steps, epochs, asdict(options), options.compile).steps)
     if run.finished and options.steps <= kept["steps"]:
@@ -150,6 +152,12 @@ def _schedule(text: str | None) -> Schedule | None:
     from probgen.parsing import called
 
     return called(text, {name: getattr(schedules, name) for name in ("Linear", "Cosine", "Steps")}, "schedule")
+
+
+def _optimizer(text: Any, *candidates: Any) -> Any:
+    """The optimizer that a config keeps the text of: the one given or the program's own, if it prints the same."""
+    found = [value for value in candidates if value is not None and optimizer_text(value) == text]
+    return found[0] if found else text
 
 
 class _Fit:

@@ -29,8 +29,8 @@ NAMES = {
 class Optimizer:
     """One player's optimizer: a transformation, and the rate by which its updates are scaled.
 
-    A name is scaled by −lr · schedule(step); an optax transformation brings its own learning rate and sign, and only
-    the schedule scales it.
+    A name, or a function of the learning rate (`functools.partial(optax.adam, b1=0.5)`), is scaled by −lr · schedule(step);
+    an optax transformation brings its own learning rate and sign, and only the schedule scales it.
     """
 
     def __init__(self, optimizer: Any, lr: Any, schedule: Any, clip: float | None) -> None:
@@ -71,8 +71,11 @@ def _resolve(optimizer: Any) -> tuple[optax.GradientTransformation, bool]:
         return NAMES[optimizer](), False
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return optimizer, True
+    if callable(optimizer):
+        return optax.chain(optimizer(learning_rate=1.0), optax.scale(-1.0)), False
     raise ProbgenError(
-        f"optimizer={optimizer!r} is neither a name ({', '.join(NAMES)}) nor an optax transformation such as optax.adam(1e-3)"
+        f"optimizer={optimizer!r} is neither a name ({', '.join(NAMES)}), nor an optax transformation such as optax.adam(1e-3), nor "
+        "a function of the learning rate such as functools.partial(optax.adam, b1=0.5)"
     )
 
 

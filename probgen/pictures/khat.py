@@ -44,6 +44,10 @@ def measured(run: Any, data: Any, k: int, rows: int, seed: int) -> np.ndarray:
     """k-hat per datum of `rows` rows, from `k` importance weights each; 0 where they are all equal."""
     if not any(site.local for site in run.structure.sampled.values()):
         raise ProbgenError("k-hat needs a latent per datum that the guide draws, and this program has none")
+    if not run.structure.weighed:
+        raise ProbgenError(
+            "k-hat needs weights p(x, z) / q(z | x), and this program gives its data no density given its guide"
+        )
     source = material.rows_of(run, data)
     index = material.choose(source, rows, seed)
     parts = []
