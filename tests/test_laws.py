@@ -20,6 +20,7 @@ ELSEWHERE |= {"realnvp", "spline"}  # test_flows_numpyro.py
 ELSEWHERE |= {"hvae"}  # test_hvae.py
 ELSEWHERE |= {"ddpm"}  # test_diffusion_numpyro.py
 ELSEWHERE |= {"ebm"}  # test_energy.py
+ELSEWHERE |= {"gan", "wgan_gp"}  # test_adversarial_models.py
 ELSEWHERE |= {"gmm", "ppca", "bernoulli_mixture", "kde"}  # test_mixtures.py
 # What a file is run on: a set of vectors and one of images; and more options where a file has other networks or sites.
 ON = ("digits", "two-moons")
@@ -29,6 +30,7 @@ VARIANTS |= {f"{name}_numpyro": case for name, case in VARIANTS.items()}
 VARIANTS |= {name: ("digits", {"network": "dense"}) for name in ("realnvp", "glow")}
 VARIANTS |= {"planar": ("two-moons", {"kind": "radial"}), "spline": ("two-moons", {"coupling": True})}
 SMALL = {"flow_matching": {"hidden": 16, "layers": 1, "steps": 4}}  # whose densities are integrals
+LABELLED = {"cgan"}  # which are not for data without labels
 FEW = {"kde": 200, "kde_numpyro": 200}  # rows, where every row meets every other
 
 SUBJECTS: dict[tuple, Subject] = {}
@@ -46,7 +48,9 @@ def subject(model, source, variant):
     return SUBJECTS[key]
 
 
-CASES = [(m, s, False) for m in FILES for s in ON] + [(m, s, True) for m, (s, _) in VARIANTS.items()]
+CASES = [(m, s, False) for m in FILES for s in ON if s == "digits" or m not in LABELLED] + [
+    (m, s, True) for m, (s, _) in VARIANTS.items()
+]
 
 
 def named(case):

@@ -18,7 +18,8 @@ r"""What a critic and a program minimise, as functions of the critic's logits d 
     \operatorname{E} \operatorname{softplus}(d(x) - d(G(z)))
 
 The program's side at real rows is the mirror image of that at fake ones. It counts where the program has a hand in the
-real rows, by draws of its guide (ALI), and is a constant elsewhere.
+real rows, by draws of its guide (ALI). Elsewhere it is a constant, and unless an objective is `paired` the critic is not asked
+for it: the logged loss of the program then has d = 0 at real rows.
 
 References:
     | Generative adversarial nets (Goodfellow et al., 2014), arXiv:1406.2661;   LSGAN (Mao et al., 2016), arXiv:1611.04076

@@ -104,11 +104,7 @@ class Adversary:
         """Rows side by side, [B, C, ...] → [B / pac, pac · C, ...]: the critic judges `pac` rows at once."""
         if self.pac == 1:
             return values
-        if len(values) % self.pac:
-            raise ProbgenError(
-                f"Adversarial: pac={self.pac} rows are judged at once, and a batch has {len(values)}: give a batch_size that is "
-                f"a multiple of {self.pac}"
-            )
+        values = values[: len(values) // self.pac * self.pac]  # held-out rows need be no multiple
         first = values.shape[1] if values.ndim > 1 else 1
         return values.reshape(len(values) // self.pac, self.pac * first, *values.shape[2:])
 
@@ -125,6 +121,12 @@ class Adversary:
 
     def check(self, structure: Structure) -> None:
         """Every site is drawn, row by row, in a way that its gradient goes through."""
+        for rows in [site.shape[0] for site in structure.model.values() if site.local][:1]:
+            if rows % self.pac:
+                raise ProbgenError(
+                    f"Adversarial: pac={self.pac} rows are judged at once, and a batch has {rows}: give a batch_size that is "
+                    f"a multiple of {self.pac}"
+                )
         for name in self.sites:
             site = structure.model.get(name)
             if site is None and name not in structure.arrays:
@@ -151,6 +153,13 @@ class Adversary:
                         "them: let a Delta or a Normal stand around what the network says"
                     )
 
+    def picked(self, nodes: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The values of the sites in a trace, or of arrays that are given."""
+        for name in self.sites:
+            if name not in nodes and name not in arrays:
+                raise ProbgenError(f"Adversarial: the program has no site or array {name!r} for the critic to see")
+        return tuple(nodes[name]["value"] if name in nodes else arrays[name] for name in self.sites)
+
     def moved(self, guide: Mapping[str, Any]) -> bool:
         """Whether the program has a hand in the real rows, by draws of its guide."""
         return any(name in guide for name in self.sites)
@@ -173,6 +182,12 @@ class Information:
             )
         if not structure.model[self.site].local:
             raise ProbgenError(f"MutualInformation: {self.site!r} lies outside the plate of the rows")
+        for name, site in structure.model.items():
+            if name != self.site and site.role == "observed" and not site.reparametrised:
+                raise ProbgenError(
+                    f"MutualInformation: the draws of {name!r} ({site.family}) are not reparametrised, so no gradient goes through "
+                    "them: let a Delta or a Normal stand around what the network says"
+                )
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,10 @@ class Adversarial(Adversary, Loss):
                 "Adversarial: OrthogonalRegularization looks at the weights of a module; give `critic` as one"
             )
         leaves = [leaf for leaf in jax.tree.leaves(own) if leaf.ndim > 1]
-        return [leaf.reshape(-1, leaf.shape[-1]).T for leaf in leaves]
+        first = any(
+            cls.__module__.startswith("equinox") for cls in type(self.critic).__mro__
+        )  # where it keeps the outputs
+        return [leaf.reshape(len(leaf), -1) if first else leaf.reshape(-1, leaf.shape[-1]).T for leaf in leaves]
 
     # -- the program --------------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class Adversarial(Adversary, Loss):
     def _fake(self, key: jax.Array, params: Params, model: Model, arrays: Mapping[str, jax.Array]) -> Seen:
         """What the critic sees of a draw of the unconditioned program; arrays that are given stay as they are."""
         nodes = drawn(key, params, model, arrays)
-        return tuple(nodes[name]["value"] if name in nodes else arrays[name] for name in self.sites)
+        return self.picked(nodes, arrays)
 
     def _real(self, key: jax.Array, params: Params, guide: Model, arrays: Mapping[str, jax.Array]) -> tuple[Seen, bool]:
         """What it sees of the data and of the guide's draws, and whether there are any of these."""

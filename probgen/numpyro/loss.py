@@ -49,6 +49,19 @@ class Loss:
     def check(self, structure: Structure) -> None:
         """Say in one sentence what the program lacks for this loss."""
 
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Result:
+        """NumPyro's own protocol, for its stock `SVI`; several players have no place there."""
+        players = self.players(Program(model, guide))
+        if len(players) > 1:
+            raise ProbgenError(f"a loss with the players {', '.join(players)} is trained with probgen.fit, not by SVI")
+        return as_result(self.objective(rng_key, param_map, model, guide, *args, **kwargs))
+
+    def loss(self, rng_key: jax.Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kw: Any) -> Any:
+        """The loss alone."""
+        return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kw)["loss"]
+
     def at(self, step: Any) -> Loss:
         """This loss with its schedules read at a step, which may be traced."""
         return self

@@ -84,20 +84,19 @@ class Adversarial(Adversary, Loss):
                 return
             with poutine.block():
                 seen = self._fake(bound(program.model), arrays)
-            self.critic(*seen)
+            self.critic(*self._packed(seen))
 
         return critic
 
     def _logits(self, seen: Seen) -> Tensor:
         """One number for each packed row, [B / pac]."""
         critic = pyro.module(self.name, self.critic) if isinstance(self.critic, nn.Module) else self.critic
-        return self.one_each(critic(*seen), len(seen[0]))
+        return self.one_each(critic(*seen), len(seen[0])).to(torch.get_default_dtype())
 
     def _tell(self, model: Model, guide: Model, **arrays: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss; no gradient reaches the program."""
         with torch.no_grad():
-            fake, (real, _) = self._packed(self._fake(model, arrays)), self._real(guide, arrays)
-            real = self._packed(real)
+            fake, real = (self._packed(_as_float(s)) for s in (self._fake(model, arrays), self._real(guide, arrays)[0]))
         d_real, d_fake = self._logits(real), self._logits(fake)
         own, total = self.losses.critic(d_real, d_fake), self._total(arrays)
         terms = {"real": d_real, "fake": d_fake, "accuracy": ((d_real > d_fake) * 1.0)}
@@ -145,7 +144,7 @@ class Adversarial(Adversary, Loss):
     def _fake(self, model: Model, arrays: Mapping[str, Tensor]) -> Seen:
         """What the critic sees of a draw of the unconditioned program; arrays that are given stay as they are."""
         nodes = poutine.trace(poutine.uncondition(model)).get_trace(**arrays).nodes
-        return tuple(nodes[name]["value"] if name in nodes else arrays[name] for name in self.sites)
+        return self.picked(nodes, arrays)
 
     def _real(self, guide: Model, arrays: Mapping[str, Tensor]) -> tuple[Seen, bool]:
         """What it sees of the data and of the guide's draws, and whether there are any of these."""
@@ -159,6 +158,11 @@ class Adversarial(Adversary, Loss):
         """Means over rows as nats of all N rows, which is what an engine divides."""
         rows = rows_of(arrays) * rows_factor()
         return lambda values: values.mean() * rows
+
+
+def _as_float(seen: Seen) -> Seen:
+    """Floats in the precision of the run: under autocast a network's draws are in half of it."""
+    return tuple(x.to(torch.get_default_dtype()) if x.is_floating_point() else x for x in seen)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ from probgen.schedules import refuse_other
 class Bound(Loss, pyro.infer.ELBO):
     """What ELBO and IWAE share: the look at the program, and the PPL's own interface."""
 
+    __call__ = pyro.infer.ELBO.__call__
+
     def __init__(self, num_particles: int) -> None:
         if not isinstance(num_particles, int) or num_particles < 1:
             raise ProbgenError(f"num_particles must be a whole number, at least 1, not {num_particles!r}")

@@ -39,6 +39,13 @@ class Loss:
     def check(self, structure: Structure) -> None:
         """Say in one sentence what the program lacks for this loss."""
 
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """A loss function of Pyro's own `SVI`, where it has one player."""
+        players = self.players(Program(model, guide))
+        if len(players) > 1:
+            raise ProbgenError(f"a loss with the players {', '.join(players)} is trained with probgen.fit, not by SVI")
+        return with_terms(self.objective(model, guide, *args, **kwargs))[0]
+
     def at(self, step: Any) -> Loss:
         """This loss with its schedules read at `step`, which may be a traced scalar."""
         return self
@@ -93,10 +100,6 @@ class Sum(Loss):
         """Each part's own check."""
         for _, loss in self.parts:
             loss.check(structure)
-
-    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The sum as a loss function of Pyro's own `SVI`, where it has one player."""
-        return with_terms(self.objective(model, guide, *args, **kwargs))[0]
 
     def objective(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **arrays: Tensor) -> Any:
         """Σ c_i · objective_i, where there is one player."""
