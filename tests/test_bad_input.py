@@ -450,7 +450,7 @@ TYPED = [
     ("fitt vae", "no command 'fitt'.*did you mean 'fit'"),
     ("fit", "wants a MODEL"),
     ("fit vae", "--data"),
-    ("fit vea --data good.npz", "no model 'vea'.*did you mean 'vae'"),
+    ("fit vaee --data good.npz", "no model 'vaee'.*did you mean 'vae'"),
     ("fit vae_pyro --data good.npz", "did you mean 'vae"),
     ("fit nowhere.py --data good.npz", "no model file nowhere.py"),
     ("fit bits_pyro --data good.npz", "bits_pyro.py"),
@@ -908,7 +908,7 @@ def test_a_warning_is_a_line_of_its_own_without_code(copied):
 
 
 @pytest.mark.parametrize(
-    "words", ["fit vae --data nan.npz", "fit vea --data good.npz", "sample empty_folder", "fit vae --data torch.npz"]
+    "words", ["fit vae --data nan.npz", "fit vaee --data good.npz", "sample empty_folder", "fit vae --data torch.npz"]
 )
 def test_in_a_process_of_its_own(here, words):
     before = tree(".")

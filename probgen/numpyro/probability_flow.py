@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Normal
 
-from probgen.diffusion.samplers import asked_at
+from probgen.diffusion.path import path as core_path
 from probgen.numpyro.denoiser import Denoiser
 
 Path = Mapping[str, Any]
@@ -40,18 +40,13 @@ def path(chain: Denoiser, t: float | None = None, steps: int = 100) -> dict[str,
 
     Computed in double precision, of a schedule that is not traced.
     """
-    schedule = chain.schedule.in_numbers()
-    low, high = asked_at(chain)
-    low = low if t is None else float(schedule.noise_to_signal(t))
-    ratio = np.geomspace(low, high, 2 * steps + 1)
-    time = np.append(schedule.time_of(ratio[:-1]), 1.0)
-    alpha = schedule.alpha(time) + 0 * time
+    ratio, time, alpha = core_path(chain, t, steps)
     looks = np.arange(steps)[:, None] * 2 + np.arange(3)
     found = {
         name: jnp.asarray(values[looks], float) for name, values in (("ratio", ratio), ("t", time), ("alpha", alpha))
     }
-    ends = {"step": math.log(high / low) / steps, "alpha_start": alpha[0], "alpha_end": alpha[-1]}
-    return {"looks": found, **ends, "scale": float(schedule.end_scale)}
+    ends = {"step": math.log(ratio[-1] / ratio[0]) / steps, "alpha_start": alpha[0], "alpha_end": alpha[-1]}
+    return {"looks": found, **ends, "scale": float(chain.schedule.in_numbers().end_scale)}
 
 
 def along(chain: Denoiser, trace: str, path: Path, x_t: jax.Array, rng_key: jax.Array) -> jax.Array:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.diffusion.samplers import asked_at
+from probgen.diffusion.path import path
 from probgen.pyro.denoiser import Denoiser
 from probgen.pyro.transforms.continuous import ContinuousFlow
 
@@ -27,12 +26,8 @@ def log_density(
 
     by Runge–Kutta steps that are even in log ς. Hutchinson's trace makes one unbiased draw of it for each row.
     """
-    schedule, size = chain.schedule.in_numbers(), math.prod(x_t.shape[1:])
-    low, high = asked_at(chain)
-    low = low if t is None else float(schedule.noise_to_signal(t))
-    ratios = np.geomspace(low, high, 2 * steps + 1)  # where the method asks: at both ends of a step and half way
-    times = np.append(schedule.time_of(ratios[:-1]), 1.0)
-    alphas, span = schedule.alpha(times), math.log(high / low)
+    ratios, times, alphas = path(chain, t, steps)
+    span, size = math.log(ratios[-1] / ratios[0]), math.prod(x_t.shape[1:])
 
     def field(y: Tensor, tau: Tensor) -> Tensor:
         """dy / dτ, where log ς = log ς_t + τ · span."""
@@ -42,5 +37,5 @@ def log_density(
 
     flow = ContinuousFlow(field, size, steps=steps, trace=trace)
     y, ladj = flow.forth(x_t.flatten(1) / alphas[0])
-    end = torch.distributions.Normal(0.0, float(schedule.end_scale) / alphas[-1])
+    end = torch.distributions.Normal(0.0, float(chain.schedule.in_numbers().end_scale) / alphas[-1])
     return end.log_prob(y).sum(-1) + ladj - size * math.log(alphas[0])

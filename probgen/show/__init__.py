@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from probgen.blame import blaming
-from probgen.program import Program, Structure, arguments, backend_of
+from probgen.program import Program, Site, Structure, arguments, backend_of
 from probgen.show.factors import Factor, guide_factors, latex, model_factors, text
 from probgen.show.plates import boxes, dot
+from probgen.sites import numbered
 from probgen.supports import described
 
 _BATCH = 64
+_LONG = 8  # sites of a numbered series, of which more are not listed one by one
 # Families whose KL from themselves is known in closed form to both PPLs.
 _CLOSED = frozenset(
     [
@@ -89,7 +91,7 @@ class Description:
             _plate_line(self),
             _table(self.structure, self.guide_reads),
         ]
-        parts += ["\n".join(f"KL of {name}: {how}" for name, how in self.kl.items()), self.diagram, self.latex]
+        parts += ["\n".join(_kl_lines(self)), self.diagram, self.latex]
         return "\n\n".join(part for part in parts if part)
 
     def _repr_markdown_(self) -> str:
@@ -154,7 +156,11 @@ def _plate_line(description: Description) -> str:
 def _table(structure: Structure, guide_reads: tuple[str, ...]) -> str:
     rows = [("site", "role", "distribution", "event", "support", "plates", "depends on")]
     for where, sites in (("", structure.model), ("guide ", structure.guide)):
+        left_out = _left_out(sites)
         for name, site in sites.items():
+            if name in left_out:
+                rows += [("…", left_out[name], "", "", "", "", "")] if left_out[name] else []
+                continue
             event = site.shape[len(site.shape) - site.event_dim :] if site.event_dim else ()
             shape = "×".join(str(n) for n in event) or "scalar"
             plates = ", ".join(f"{p.name} ({'N' if p.data else p.size})" for p in site.plates) or "none: global"
@@ -163,6 +169,29 @@ def _table(structure: Structure, guide_reads: tuple[str, ...]) -> str:
             rows.append((name, role, site.family, shape, described(site.support) or "–", plates, ", ".join(behind)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _kl_lines(description: Description) -> Iterator[str]:
+    """How each KL is taken; of a long series a few."""
+    left_out = _left_out(description.structure.latents)
+    for name, how in description.kl.items():
+        if name not in left_out:
+            yield f"KL of {name}: {how}"
+        elif left_out[name]:
+            yield f"KL of {left_out[name]}, such as {name}: {how}"
+
+
+def _left_out(sites: Mapping[str, Site]) -> dict[str, str]:
+    """The inner sites of long numbered series, and what stands in the place of the first of each."""
+    found = {}
+    latents = [name for name, site in sites.items() if site.role == "latent"]
+    for base, names in numbered(latents).items():
+        inner = names[2:-1] if len(names) > _LONG else []
+        found |= dict.fromkeys(inner, "")
+        if inner:
+            first = next(name for name in sites if name in inner)
+            found[first] = f"{len(inner)} more {base}"
+    return found
 
 
 def _kl(structure: Structure, name: str) -> str:

@@ -101,7 +101,7 @@ def text(letter: str, names: Sequence[str], given: Sequence[str], factors: Seque
 
 def _density(letter: str, names: Iterable[str], given: Iterable[str]) -> str:
     behind = ", ".join(given)
-    return f"{letter}({', '.join(names)}{' | ' if behind else ''}{behind})"
+    return f"{letter}({', '.join(_elided(names))}{' | ' if behind else ''}{behind})"
 
 
 def _elided(items: Iterable[str], most: int = 8) -> list[str]:
