@@ -15,14 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import diffusion_tables, flow_tables, mixture_tables
+from benchmarks import adversarial_tables, diffusion_tables, flow_tables, mixture_tables
 from benchmarks.pairs import Ratio, ratio
 from benchmarks.problems import PROBLEMS
 from benchmarks.worker import in_own_process
 
 SECTIONS = (
     "pyro-small", "pyro-medium", "pyro-conv", "numpyro-small", "first-loss", "memory", "growth",
-    "em", "em-growth", "em-memory", "nuts", "flows", "pixels", "diffusion", "cuda",
+    "em", "em-growth", "em-memory", "nuts", "flows", "pixels", "diffusion", "adversarial", "cuda",
 )  # fmt: skip
 BLOCK = {"small": 100, "medium": 25, "conv": 20}  # steps of a block, at least a fifth of a chunk of `fit`
 STOCK, DROP_IN, ADVANCE = "pyro.infer.SVI.step", "probgen.pyro.SVI.step", "probgen.fit (Engine.advance)"
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _versions() -> str:
     packages = (
         "probgen", "torch", "pyro-ppl", "jax", "numpyro", "flax", "numpy", "scikit-learn", "pomegranate", "zuko", "normflows",
-        "nflows", "diffusers", "denoising-diffusion-pytorch", "torchcfm",
+        "nflows", "diffusers", "denoising-diffusion-pytorch", "torchcfm", "torchgan", "torch-mimicry",
     )  # fmt: skip
     found = ", ".join(f"{name} {_version(name)}" for name in packages)
     return f"Python {platform.python_version()}, {found}"
@@ -211,6 +211,7 @@ _SECTIONS = {
     "flows": lambda _, pairs: flow_tables.flows(CONSOLE, pairs, verdict),
     "pixels": lambda _, pairs: flow_tables.pixels(CONSOLE, pairs, verdict),
     "diffusion": _diffusion,
+    "adversarial": lambda _, pairs: adversarial_tables.adversarial(CONSOLE, pairs, verdict),
     "cuda": _cuda,
 }
 

@@ -34,6 +34,7 @@ MEASUREMENTS = {
     "diffusion-numpyro": "benchmarks.diffusion_steps:measured",
     "diffusion-pyro": "benchmarks.diffusion_pyro_steps:measured",
     "diffusion-draws": "benchmarks.diffusion_pyro_steps:drawn",
+    "adversarial": "benchmarks.adversarial_steps:measured",
 }
 
 

@@ -19,7 +19,13 @@ def fitted(name, source, steps, seed=0, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("gan", {}), ("wgan_gp", {}), ("gan", {"noise": 0.1, "layers": 3, "hidden": 16})], ids=str
+    ("name", "options"),
+    [
+        ("gan", {"noise": 0.1, "layers": 3, "hidden": 16}),
+        pytest.param("gan", {}, marks=pytest.mark.nightly),
+        pytest.param("wgan_gp", {}, marks=pytest.mark.nightly),
+    ],
+    ids=str,
 )
 def test_twins_are_one_program(name, options):
     """G of the NumPyro file, with its kernels transposed, is that of the Pyro file: both decode z to the same x."""

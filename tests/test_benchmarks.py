@@ -290,6 +290,76 @@ def test_diffusions_of_other_packages_draw_what_ddim_draws(case):
         assert float(expected.std()) > 0.3
 
 
+# By how much the generator's losses may differ: the last bias of a Wasserstein critic has the slope zero up to rounding, of
+# which Adam makes any part of a step.
+BIAS = {"non-saturating": 1e-4, "wgan-gp": 5e-2}
+
+
+def adversaries(objective, case):
+    pytest.importorskip("torch")
+    from benchmarks import adversarial_steps as steps
+
+    tiny = replace(steps.CASES[case], hidden=8, batch=16, **({"shape": (8, 8, 3)} if case == "images" else {}))
+    return steps.engine(objective, tiny, compile=False, rows=64), steps.builders(objective, tiny)[0]
+
+
+@pytest.mark.parametrize("objective", ["non-saturating", "wgan-gp"])
+@pytest.mark.parametrize("case", ["dense", "images"])
+def test_the_gan_step_by_hand_takes_the_engines_steps(case, objective, monkeypatch):
+    """From the same weights, on the same batches and draws: the losses of both players, step after step."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import opponents_adversarial
+
+    monkeypatch.setattr(opponents_adversarial, "in_one_graph", lambda function: function)
+    ours, peers = adversaries(objective, case)
+    data = torch.as_tensor(ours.feed.resident()["x"], dtype=torch.float32)
+    rows = torch.from_numpy(ours.feed.indices(0, 10)).unflatten(0, (5, 2))  # the generator's batch is only counted
+    hands = {name: build() for name, build in peers.items() if name.startswith("by hand")}
+    assert len(hands) == (1 if case == "images" and objective == "non-saturating" else 2)  # BatchNorm mixes rows
+    for name, model in hands.items():
+        state, expected = ours.start(), []
+        assert {n.replace("$$$", ".") for n in ours.leaves.params} == {n for n, _ in model.named_parameters()}
+        for own, value in ours.step.values(state).items():
+            if own in ours.leaves.params:
+                model.get_parameter(own.replace("$$$", ".")).data = value.clone()
+        step, found, rates = opponents_adversarial.whole(model, 1e-2), [], torch.full((2,), 1e-2)
+        with ours._scope(), torch.no_grad():
+            for i, (of_critic, of_generator) in enumerate(rows):
+                torch.manual_seed(i)
+                batches = [{"x": data[of_critic]}, {"x": data[of_generator]}]
+                state, metrics = ours.step(state, torch.tensor(float(i)), rates, batches)
+                expected.append([metrics["loss/critic"].item(), metrics["loss/program"].item()])
+                torch.manual_seed(i)
+                found.append(step(data, of_critic).tolist())
+        constant = np.log(2) if objective == "non-saturating" else 0.0  # the program's loss at real rows, where d = 0
+        (tells, fools), (told, fooled) = np.transpose(found), np.transpose(expected)
+        np.testing.assert_allclose(tells, told, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(fools, fooled - constant, rtol=1e-3, atol=BIAS[objective], err_msg=name)
+        assert np.ptp(tells) > 1e-2 and np.ptp(fools) > 1e-2
+
+
+@pytest.mark.parametrize("objective", ["non-saturating", "wgan-gp"])
+@pytest.mark.parametrize("case", ["dense", "images"])
+def test_all_forms_of_a_gan_step_are_the_packages_own(case, objective, monkeypatch):
+    """With as many parameters: losses agree over steps of the package's training step and of its losses in the other forms."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import opponents_adversarial
+
+    monkeypatch.setattr(opponents_adversarial, "in_one_graph", lambda function: function)
+    ours, peers = adversaries(objective, case)
+    count = sum(p.numel() for p in ours.leaves.params.values())
+    data, rows = torch.as_tensor(ours.feed.resident()["x"], dtype=torch.float32), torch.randint(64, (5, 16))
+    for peer, build in peers.items():
+        assert sum(p.numel() for p in build().parameters()) == count, peer
+        losses, place = {}, -1 if peer == "torch-mimicry" else 0  # whose critic's loss is told without its penalty
+        atol = 1e-4 if place == 0 else BIAS[objective]
+        for form, make in opponents_adversarial.FORMS.items():
+            step = make(build(), 1e-2)
+            torch.manual_seed(1)
+            losses[form] = [step(data, row)[place].item() for row in rows]
+            np.testing.assert_allclose(losses[form], losses["whole"], rtol=1e-3, atol=atol, err_msg=f"{peer}, {form}")
+
+
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_the_loops_by_hand_draw_the_same_images(backend, monkeypatch):
     pytest.importorskip("torch")

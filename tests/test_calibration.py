@@ -212,6 +212,7 @@ def normal_mean(backend, narrow=1.0):
     return Program(model, guide, by=ELBO(), defaults={"batch_size": None, "steps": 0})
 
 
+@pytest.mark.nightly
 def test_a_global_latent_is_calibrated_by_fitting_anew_to_every_simulated_data_set(capsys):
     found = probgen.calibration(normal_mean("pyro"), {"x": X}, simulations=60, draws=49)
     assert found.passed and found.ranks["theta"].shape == (60,), str(found)

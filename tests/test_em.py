@@ -807,6 +807,7 @@ def test_the_twins_take_the_same_path():
     assert ours.config["note"] == theirs.config["note"]
 
 
+@pytest.mark.nightly
 def test_the_twin_of_all_the_rest():
     """k-means++ in float32 with a switch to double, gradient steps, resuming: on NumPyro as on Pyro."""
     import jax.numpy as jnp

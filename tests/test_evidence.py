@@ -199,6 +199,7 @@ def test_refused():
         evidence(LinearGaussian(), preparation, data.test)
 
 
+@pytest.mark.nightly_on("numpyro")
 def test_of_a_run_and_the_command_line(backend, tmp_path, capsys, monkeypatch):
     import probgen
     from probgen.cli import main

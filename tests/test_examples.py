@@ -75,6 +75,7 @@ def test_own_model_beats_independent_pixels(digits, capsys):
     assert abs(numbers["bits_per_dim"] - bits) < 0.01
 
 
+@pytest.mark.nightly
 def test_the_energies_have_their_normalisers_and_flows_come_closer_with_their_length():
     """log Z as published to three digits (U2's in closed form); KL(q_K || p) against quadrature of the guide's own density."""
     energies = example("energies.py")

@@ -30,6 +30,7 @@ VARIANTS |= {f"{name}_numpyro": case for name, case in VARIANTS.items()}
 VARIANTS |= {name: ("digits", {"network": "dense"}) for name in ("realnvp", "glow")}
 VARIANTS |= {"planar": ("two-moons", {"kind": "radial"}), "spline": ("two-moons", {"coupling": True})}
 SMALL = {"flow_matching": {"hidden": 16, "layers": 1, "steps": 4}}  # whose densities are integrals
+LONG = {"ddpm_numpyro", "hvae_numpyro", "wgan_gp_numpyro"}  # which compile for long on the vectors too
 LABELLED = {"cgan"}  # which are not for data without labels
 FEW = {"kde": 200, "kde_numpyro": 200}  # rows, where every row meets every other
 
@@ -60,7 +61,7 @@ def named(case):
 def marks(case):
     """A NumPyro file spends its time in compiling: the suite runs it on the vectors, where densities are integrated."""
     model, source, variant = case
-    plain = source == "two-moons" and not variant
+    plain = source == "two-moons" and not variant and model not in LONG
     return pytest.mark.nightly if model.endswith("_numpyro") and not plain else ()
 
 

@@ -55,6 +55,7 @@ def test_the_posterior_of_a_normal_mean_has_its_width(states_rows, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [None, N // 10, N // 20])
+@pytest.mark.nightly_on("None")
 def test_bayesian_regression_with_an_autoguide(batch_size):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 2)) @ [[1.0, 0.6], [0.0, 0.8]]

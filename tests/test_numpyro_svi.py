@@ -127,6 +127,7 @@ def test_equinox_modules_train():
     np.testing.assert_allclose(t.decode({}, 80, 0, {"x": x, "y": y})["y"], y, atol=0.25)
 
 
+@pytest.mark.nightly
 def test_the_example_runs(monkeypatch, capsys):
     path = pathlib.Path(__file__).parents[1] / "examples" / "svi_numpyro.py"
     source = path.read_text()

@@ -103,6 +103,7 @@ def test_enumerated_mixture():
     np.testing.assert_allclose(p["x"] + p["y"], joint[:, 2], atol=1e-12)
 
 
+@pytest.mark.nightly
 def test_a_mixture_with_global_latents_and_an_autoguide():
     def model(x):
         with numpyro.plate("components", 2):
@@ -225,6 +226,7 @@ def test_rows_come_first_where_scan_puts_time_first():
     assert t.draw(5, 0, {"x": x[:5]})["x"].shape == (5, 4)
 
 
+@pytest.mark.nightly
 def test_a_semi_supervised_vae_with_missing_labels():
     # y ~ Cat(3), z ~ N(0, I), x | y, z; the label −1 is missing; the guide enumerates y there
     W = np.random.default_rng(0).normal(size=(3, 4))

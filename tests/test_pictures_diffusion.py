@@ -152,6 +152,7 @@ def test_what_is_no_diffusion_is_told():
         pictures.noising(bits, entry=64)
 
 
+@pytest.mark.nightly
 def test_the_report_of_a_diffusion_shows_its_chain(moons):
     page = report.page(moons)
     assert "The chain" in page and "What each step costs" in page and "on their way out of noise" in page

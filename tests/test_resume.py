@@ -106,6 +106,7 @@ def test_twenty_kills_end_bit_for_bit(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.nightly_on("2")
 def test_a_signal_leaves_a_checkpoint_at_the_step_it_came(tmp_path, number):
     child = start("vae", tmp_path / "run", "fit")
     assert child.stdout.readline() == "ready\n"

@@ -102,6 +102,7 @@ def test_mismatched_guide_in_raw_units(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.nightly_on("numpyro")
 def test_given_labels(backend):
     twin = LinearGaussian(classes=3)
     y = np.arange(90) % 3
@@ -115,6 +116,7 @@ def test_given_labels(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.nightly_on("numpyro")
 def test_global_latent(backend):
     """The exact posterior, then PSIS-LOO (gate as in test_posterior)."""
     ppl, dist, constant, _ = words(backend)
@@ -146,6 +148,7 @@ def test_global_latent(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.nightly_on("numpyro")
 def test_bayesian_regression_with_a_joint_autoguide(backend):
     """Whatever its weights, an autoguide's importance ratio averages to the evidence: E_q[p(y, θ) / q(θ)] = p(y).
 

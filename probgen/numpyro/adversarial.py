@@ -46,7 +46,8 @@ class Adversarial(Adversary, Loss):
     objective
         "minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic", or an `Objective`.
     penalties
-        Any of `GradientPenalty`, `R1`, `R2`, `OrthogonalRegularization`, `WeightClip`.
+        Any of `GradientPenalty`, `R1`, `R2`, `OrthogonalRegularization`, `WeightClip`. Spectral normalisation is the
+        network's own: `flax.nnx.SpectralNorm`.
     critic_steps
         Updates of the critic a step.
     pac

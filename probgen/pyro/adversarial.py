@@ -45,7 +45,8 @@ class Adversarial(Adversary, Loss):
     objective
         "minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic", or an `Objective`.
     penalties
-        Any of `GradientPenalty`, `R1`, `R2`, `OrthogonalRegularization`, `WeightClip`.
+        Any of `GradientPenalty`, `R1`, `R2`, `OrthogonalRegularization`, `WeightClip`. Spectral normalisation is the
+        network's own: `torch.nn.utils.parametrizations.spectral_norm`.
     critic_steps
         Updates of the critic a step.
     pac
