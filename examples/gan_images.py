@@ -1,6 +1,6 @@
 """How good pictures of `dcgan` and `r3gan` are, on the embedded digits or on a file such as MNIST's or Fashion-MNIST's.
 
-    distances of the features of a small classifier; precision, recall, density and coverage by nearest neighbours there;
+    distances of the features of a small classifier; precision, recall, density and coverage by neighbours there;
     the last line is what other real rows get
 
 FD(classifier) and KID(classifier) compare only with numbers of the same classifier: it learns from training rows, and
