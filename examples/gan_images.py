@@ -50,16 +50,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--hidden", type=int, help="channels, or units of a layer; by default the model's own")
+    parser.add_argument("--lr", type=float, help="by default the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a folder for pictures of samples")
     asked = parser.parse_args()
-    data = probgen.load_data(asked.data)
+    data, lr = probgen.load_data(asked.data), {} if asked.lr is None else {"lr": asked.lr}
     for number, name in enumerate(asked.model):
         program = probgen.load(name, data, seed=asked.seed, hidden=asked.hidden)
         began = time.process_time()
         run = probgen.fit(
             program, data, steps=asked.steps, batch_size=64, schedule=probgen.Cosine(1, 0, asked.steps),
-            seed=asked.seed, compile=asked.steps > 1000, progress=False,
+            seed=asked.seed, compile=asked.steps > 1000, progress=False, **lr,
         )  # fmt: skip
         seconds = time.process_time() - began
         found = card(run.sample(ROWS, seed=asked.seed)["x"], data, asked.seed)
