@@ -14,7 +14,7 @@ from torch import nn
 
 import probgen
 from benchmarks.diffusion_pyro_steps import _words
-from benchmarks.flow_steps import RACE, Run, advanced, fed, readied
+from benchmarks.flow_steps import advanced, raced, readied
 from benchmarks.opponents_adversarial import FORMS, PEERS, PENALTY, Opponent
 from benchmarks.pairs import rounds
 from benchmarks.problems import LR
@@ -120,21 +120,8 @@ def measured(objective: str, case: str, pairs: int, steps: int) -> dict[str, Any
     runs = {ADVANCE: run}
     for peer, build in able.items():
         found["parameters"][peer] = sum(p.numel() for p in build().parameters())
-        found["forms"][peer], forms = raced(build, ours.feed, steps)
+        found["forms"][peer], forms = raced(build, ours.feed, steps, FORMS)
         form = min(forms, key=found["forms"][peer].get)
         found["chosen"][peer], (found["ready"][peer], runs[peer]) = form, forms[form]
     times = rounds({name: (run, steps) for name, run in runs.items()}, pairs)
     return {**found, "times": {name: list(values) for name, values in times.items()}}
-
-
-def raced(build: Callable[[], Opponent], feed: Feed, steps: int) -> tuple[dict[str, Any], dict[str, tuple[float, Run]]]:
-    """As of `flow_steps`, with the forms of a step of two players."""
-    said: dict[str, Any] = {}
-    able: dict[str, tuple[float, Run]] = {}
-    for form, make in FORMS.items():
-        try:
-            able[form] = readied(fed(make(build(), LR), feed))
-        except Exception as error:  # whatever torch.compile says of a peer's code, its next form runs
-            said[form] = _words(error)
-    times = rounds({form: (run, steps) for form, (_, run) in able.items()}, RACE)
-    return said | {form: float(np.median(values)) for form, values in times.items()}, able

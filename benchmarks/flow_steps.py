@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -88,11 +88,13 @@ def measured(family: str, pairs: int, steps: int) -> dict[str, Any]:
     return {**found, "times": {name: list(values) for name, values in times.items()}}
 
 
-def raced(build: Callable[[], Opponent], feed: Feed, steps: int) -> tuple[dict[str, Any], dict[str, tuple[float, Run]]]:
+def raced(
+    build: Callable[[], Any], feed: Feed, steps: int, forms: Mapping[str, Callable[..., Step]] = FORMS
+) -> tuple[dict[str, Any], dict[str, tuple[float, Run]]]:
     """Seconds a step of each form, or its error in words; and the forms that run, each with the seconds until it did."""
     said: dict[str, Any] = {}
     able: dict[str, tuple[float, Run]] = {}
-    for form, make in FORMS.items():
+    for form, make in forms.items():
         try:
             able[form] = readied(fed(make(build(), LR), feed))
         except Exception as error:  # whatever torch.compile says of a peer's code, its next form runs
