@@ -81,6 +81,7 @@ def calibrated(program, data=ROWS, **options):
 
 
 @pytest.mark.parametrize("backend", LINEAR)
+@pytest.mark.nightly_on("numpyro")
 def test_an_exact_guide_is_calibrated_and_its_negative_controls_are_not(backend):
     program = LINEAR[backend]
     exact = calibrated(program())
@@ -176,6 +177,7 @@ def discrete(backend, sharp=1.0):
 
 
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+@pytest.mark.nightly_on("numpyro")
 def test_a_discrete_latent_with_its_exact_conditional_is_calibrated(backend):
     """Ties are broken at random, so that the ranks of three values are uniform all the same."""
     data = np.random.default_rng(0).normal(size=50).astype(np.float32)

@@ -576,6 +576,7 @@ def test_bad_input_is_told():
 
 
 @pytest.mark.parametrize("name", ["score", "flow"])
+@pytest.mark.nightly_on("flow")
 def test_losses_at_a_random_time_reach_their_floors(name):
     """On N(0, 1), ever new rows: α² / (α² + σ²) of ‖ε − ε̂‖², 1 / (t² + (1 − t)²) of a velocity; within 3 %, and 4 SE below."""
     from scipy.integrate import quad

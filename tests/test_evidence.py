@@ -67,6 +67,7 @@ def test_reported_errors_are_those_of_repetitions(backend):
         assert low[0] < 3 * low[1] and (name != "prior" or low[0] < -3 * low[1])
 
 
+@pytest.mark.nightly_on("numpyro")
 def test_the_posterior_as_guide_has_no_variance(backend):
     twin = LinearGaussian()
     arrays = {"x": twin.generate(7, 1)[1]}

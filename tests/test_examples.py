@@ -40,6 +40,7 @@ def test_svi_pyro_equals_the_stock_svi():
     assert ours[-1] < ours[0] - 5
 
 
+@pytest.mark.nightly
 def test_svi_numpyro_equals_the_stock_svi_and_its_batches_stand_for_all_rows():
     script = example("svi_numpyro.py")
     x = jnp.asarray(load_digits().data > 8, dtype=float)

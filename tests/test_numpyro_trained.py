@@ -48,6 +48,7 @@ def test_importance_weights_converge_to_the_evidence_in_any_chunks():
     assert t.log_weights({"x": X[:3]}, 7, 0).shape == (7, 3)
 
 
+@pytest.mark.nightly
 def test_terms_add_up_to_the_elbo_with_global_latents_shared_out():
     x = X1 + 1
 
@@ -189,6 +190,7 @@ def test_the_states_of_an_hmm_are_drawn_from_their_conditional():
         np.testing.assert_allclose(share, expected, atol=0.045)  # 5.6 SE
 
 
+@pytest.mark.nightly
 def test_rows_come_first_where_scan_puts_time_first():
     # z_t | z_{t-1} ~ N(0.9 z, 0.5), x_t ~ N(z_t, 1): sequences [B, T], the data plate to the right of time
     def model(x):

@@ -120,6 +120,7 @@ def assert_agrees(draws, mean, sd):
 # -- truth ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly_on("numpyro")
 def test_conjugate_posteriors(coin):
     run, train, _ = coin
     for name, truth in zip(("mu", "p"), exact(train), strict=True):

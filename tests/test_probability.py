@@ -58,6 +58,7 @@ def test_a_common_event(gmm):
 
 @pytest.mark.nightly_on("numpyro")
 @pytest.mark.parametrize("p", [1e-5, 1e-8])
+@pytest.mark.nightly_on("08")
 def test_a_rare_event(gmm, p):
     c = level(p)
     with warnings.catch_warnings():

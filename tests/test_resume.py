@@ -86,6 +86,7 @@ def assert_same(run, other):
         assert run.metrics[name] == other.metrics[name], name
 
 
+@pytest.mark.nightly_on("vae_numpyro")
 def test_two_kills_and_a_resume_end_bit_for_bit(uninterrupted, tmp_path):
     model, whole, seconds = uninterrupted
     run, kills = killed_run(model, tmp_path / "run", random.Random(1), within=max(0.5, seconds / 3))

@@ -67,6 +67,7 @@ def trained_on(backend, program, arrays, rows=None, prepare=None):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.nightly_on("numpyro")
 def test_exact_posterior(backend):
     twin = LinearGaussian()
     arrays = {"x": twin.generate(130, 1)[1]}
@@ -86,6 +87,7 @@ def test_exact_posterior(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.nightly_on("numpyro")
 def test_mismatched_guide_in_raw_units(backend):
     """A guide 1.2 times too wide; gates at 4 Monte-Carlo standard errors (false alarm 6e-5)."""
     twin = LinearGaussian(moved=0.1, wider=1.2)
