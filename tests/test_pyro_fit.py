@@ -350,3 +350,26 @@ def test_a_nan_names_site_parameter_and_step():
         probgen.fit(Program(model, by=ELBO()), {"x": x}, steps=200, lr=0.01, **QUIET)
     words = str(caught.value)
     assert "\n" not in words and "step " in words and "'x'" in words and "training stopped" in words
+
+
+def test_a_fit_starts_without_running_its_program_on_all_rows(tmp_path):
+    """What a long chain costs before its first step: a few batches through the network, however many rows are held out."""
+    seen = []
+
+    def model(x):
+        seen.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc * x, 1.0))
+
+    np.savez(tmp_path / "rows.npz", x=reals(20_000, 1)["x"][:, 0])
+    data = probgen.load_data(tmp_path / "rows.npz")
+    run = probgen.fit(Program(model, guide, by=ELBO()), data, steps=1, batch_size=64, **QUIET)
+    held = len(run.data.valid)
+    assert held > 1500
+    assert 64 < sum(seen) - held < 9 * 64  # the held-out rows once, for their loss after the step

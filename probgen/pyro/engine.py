@@ -24,7 +24,7 @@ from probgen.pyro.leaves import leaves_of, own_program, start_values
 from probgen.pyro.loss import as_loss, with_terms
 from probgen.pyro.optim import optimizer
 from probgen.pyro.step import State, Step, Trainee
-from probgen.pyro.support import refuse_out_of_support
+from probgen.pyro.support import refuse_out_of_support, refuse_rows
 from probgen.pyro.trace import DataPlate, bound, callables, forked, is_sample, structure_of, tensors, whole_plates
 from probgen.refusals import refuse_unguided
 from probgen.schedules import value_at
@@ -50,7 +50,7 @@ class Engine:
             batch = self._tensors(feed.batch(0))
             with self.leaves.substituted(self._copies()):
                 self.structure = structure_of(program, batch, feed.rows, options.seed)
-                refuse_out_of_support(*self._callables, batch, self._all_rows, options.seed)
+                self._judged = refuse_out_of_support(*self._callables, batch, self._all_rows, options.seed)
             if self.loss.needs_guide:
                 refuse_unguided(self.structure)
             self.loss.check(self.structure)
@@ -234,6 +234,8 @@ class Engine:
         """Refuse rows that lie outside the support of the site that observes them."""
         with self._scope():
             batch = self._tensors(arrays)
+            if self._judged is not None:
+                return refuse_rows(self._judged, batch)
             with self._running(self._copies(), rows_of(batch), training=False):
                 refuse_out_of_support(*self._callables, batch, lambda: batch, self.options.seed)
 

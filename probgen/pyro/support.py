@@ -25,13 +25,14 @@ def refuse_out_of_support(
     batch: Mapping[str, Tensor],
     all_rows: Callable[[], Mapping[str, Tensor] | None],
     seed: int,
-) -> None:
+) -> dict[str, tuple[str, Any]] | None:
     """Refuse data outside the support of the site that observes it, where the site is not masked.
 
     Every row of an array that a site observes as it is or in another shape; of data that a program computes, and of
-    a masked site, the rows of the first `_LOOKED_AT` batches.
+    a masked site, the rows of the first `_LOOKED_AT` batches. Returns what `refuse_rows` needs for more rows, if
+    they can be judged without the program, which may be a chain of a thousand networks.
     """
-    unchecked = set()
+    unchecked, judged = set(), {}
     for name, site in _observed(model, guide, batch, seed).items():
         array = next((a for a, value in batch.items() if _is_view(site["value"], value)), None)
         rows = all_rows()
@@ -40,10 +41,30 @@ def refuse_out_of_support(
         else:
             values = rows[array].reshape(-1, *site["value"].shape[1:])
             _refuse_outside(name, array, site["fn"], values, None)
+            judged[name] = (array, site)
     for part in _parts(batch, all_rows()) if unchecked else ():
         for name, site in _observed(model, guide, part, seed).items():
             if name in unchecked:
                 _refuse_outside(name, None, site["fn"], site["value"], site["mask"])
+    if unchecked or not all(_same_for_all_rows(site) for _, site in judged.values()):
+        return None
+    return {name: (array, site["fn"]) for name, (array, site) in judged.items()}
+
+
+def refuse_rows(judged: Mapping[str, tuple[str, Any]], rows: Mapping[str, Tensor]) -> None:
+    """Refuse more rows of the arrays that `refuse_out_of_support` has judged."""
+    for name, (array, fn) in judged.items():
+        _refuse_outside(name, array, fn, rows[array].reshape(-1, *fn.event_shape), None)
+
+
+def _same_for_all_rows(site: Mapping[str, Any]) -> bool:
+    """Whether a site's support is a constant; that of a flow's base is reached through its network."""
+    try:
+        support = site["fn"].support
+    except NotImplementedError:
+        return True  # it does not say where it lives, of no row
+    bounds = vars(getattr(support, "base_constraint", support)).values()
+    return not isinstance(site["fn"], Flow) and not any(isinstance(bound, Tensor) for bound in bounds)
 
 
 def _observed(model: Callable, guide: Callable, batch: Mapping[str, Tensor], seed: int) -> dict[str, dict]:

@@ -26,6 +26,8 @@ from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
 from probgen.refusals import enumerable, refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
+_FEW = 8  # rows that are enough to see what depends on what
+
 
 def bound(fn: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """`fn` as a callable that takes every array of the batch by keyword and uses those it names.
@@ -152,20 +154,30 @@ def plan_structure(
     seed: int = 0,
 ) -> Structure:
     """Sites, plates and parents of a pair, from one run of the guide and of the model against it."""
+    return _structure(model, guide, args, kwargs, seed)[0]
+
+
+def _structure(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], seed: int
+) -> tuple[Structure, tuple[poutine.Trace, poutine.Trace], Callable[[Any], Any]]:
+    """The structure, the two traces it was read from, and what cuts an array to the rows that are enough to look at."""
     q, p = _run_pair(model, guide, args, kwargs, seed)
     for name, site in p.nodes.items():
         if is_sample(site) and site["is_observed"] and isinstance(site["value"], Tensor):
             refuse_shape(name, tuple(site["value"].shape), tuple(site["fn"].shape()), site["fn"].event_dim)
-    data_plates, follow = _data_plates(model, guide, args, kwargs, _frames(q) | _frames(p), seed)
+    few = _few(args, kwargs)
+    data_plates, follow, shorter = _data_plates(model, guide, args, kwargs, _frames(q) | _frames(p), few, seed)
+    few = few if shorter else _unchanged
     with forked(seed):
-        found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
+        found = get_dependencies(model, tuple(map(few, args)), _each(few, kwargs))["prior_dependencies"]
     parents = {name: tuple(u for u in upstream if u != name) for name, upstream in found.items()}
-    return Structure(
+    structure = Structure(
         model=_sites(p, data_plates, parents),
         guide=_sites(q, data_plates, {}),
         data_plates=data_plates,
         states_rows=not follow,
     )
+    return structure, (q, p), few
 
 
 def structure_of(program: Program, arrays: Mapping[str, Tensor], rows: int, seed: int = 0) -> Structure:
@@ -175,14 +187,13 @@ def structure_of(program: Program, arrays: Mapping[str, Tensor], rows: int, seed
     for itself, and for an autoguide that keeps one value per row under minibatches.
     """
     model, guide = callables(program)
-    structure = plan_structure(model, guide, (), arrays, seed)
+    structure, (q, p), few = _structure(model, guide, (), arrays, seed)
     batch = rows_of(arrays)
-    q, p = _run_pair(model, guide, (), arrays, seed)
     for frame in (_frames(q) | _frames(p)).values():
         refuse_self_subsampling(frame.name, frame.full_size, frame.size, batch, rows)
     if isinstance(program.guide, AutoGuide):
         refuse_local_autoguide(type(program.guide).__name__, structure, batch, rows)
-    return replace(structure, arrays=_use_of_arrays(model, program, arrays, seed))
+    return replace(structure, arrays=_use_of_arrays(model, program, _each(few, arrays), seed))
 
 
 def _run_pair(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) -> tuple:
@@ -207,25 +218,51 @@ def _data_plates(
     args: tuple,
     kwargs: Mapping[str, Any],
     frames: Mapping[str, Any],
+    few: Callable[[Any], Any],
     seed: int,
-) -> tuple[tuple[str, ...], bool]:
-    """The plates of the rows, and whether they follow the batch: of those with its size, those shorter when it is."""
-    lengths = [len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()]
-    batch = lengths[0] if lengths else 0
+) -> tuple[tuple[str, ...], bool, bool]:
+    """The plates of the rows, of those with the batch's size those shorter when it is.
+
+    Also whether they follow the batch, and whether a batch of few rows leaves nothing of its length behind.
+    """
+    batch = _length(args, kwargs)
     candidates = tuple(name for name, frame in frames.items() if batch in (frame.size, frame.full_size))
     if batch <= 1 or len(candidates) == 0:
-        return candidates, all(frames[name].full_size == frames[name].size for name in candidates)
-
-    def shorter(value: Any) -> Any:
-        return value[: batch - 1] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+        return candidates, all(frames[name].full_size == frames[name].size for name in candidates), False
 
     try:
-        q, p = _run_pair(model, guide, tuple(map(shorter, args)), {n: shorter(a) for n, a in kwargs.items()}, seed)
+        q, p = _run_pair(model, guide, tuple(map(few, args)), _each(few, kwargs), seed)
     except (RuntimeError, ValueError, IndexError):
-        return candidates, False  # a program made for one batch length: the plate of that length is the data's
-    after = _frames(q) | _frames(p)
-    following = tuple(n for n in candidates if n not in after or batch - 1 in (after[n].size, after[n].full_size))
-    return following, all(n in after and batch - 1 == after[n].size == after[n].full_size for n in following)
+        return candidates, False, False  # a program made for one batch length: the plate of that length is the data's
+    after, rows = _frames(q) | _frames(p), min(_FEW, batch - 1)
+    following = tuple(n for n in candidates if n not in after or rows in (after[n].size, after[n].full_size))
+    follow = all(n in after and rows == after[n].size == after[n].full_size for n in following)
+    shorter = all(rows == frame.size for trace in (q, p) for n, frame in _frames(trace).items() if n in candidates)
+    return following, follow, follow and shorter
+
+
+def _length(args: tuple, kwargs: Mapping[str, Any]) -> int:
+    """B of the first array that has rows; 0 if none has."""
+    return next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
+
+
+def _few(args: tuple, kwargs: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """What cuts the arrays of B rows to fewer: a program may be a chain of a thousand networks."""
+    batch = _length(args, kwargs)
+    rows = min(_FEW, batch - 1)
+
+    def cut(value: Any) -> Any:
+        return value[:rows] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+
+    return cut if rows > 0 else _unchanged
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _each(change: Callable[[Any], Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: change(value) for name, value in arrays.items()}
 
 
 def _sites(trace: poutine.Trace, data_plates: tuple[str, ...], parents: Mapping[str, tuple]) -> dict[str, Site]:
