@@ -1058,6 +1058,31 @@ def test_a_critic_of_any_make_is_the_same_player(name):
         np.testing.assert_allclose(numbers_, found["parameters"], rtol=1e-4, atol=1e-5, err_msg=make)
 
 
+@pytest.mark.parametrize("kind", ["torch", "linen", pytest.param("nnx", marks=nightly)])
+def test_a_critic_keeps_the_statistics_of_all_rows_it_sees(kind):
+    """Its BatchNorm moves a tenth of the way to each batch: real rows, fake ones, and those in the program's turn."""
+    name = "pyro" if kind == "torch" else "numpyro"
+    if kind == "torch":
+        critic = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    elif kind == "linen":
+        import flax.linen as linen
+
+        critic = linen.Sequential([linen.BatchNorm(use_running_average=False, momentum=0.9), linen.Dense(1)])
+    else:
+        from flax import nnx
+
+        rngs = nnx.Rngs(0)
+        critic = nnx.Sequential(nnx.BatchNorm(2, momentum=0.9, rngs=rngs), nnx.Linear(2, 1, rngs=rngs))
+    program = fixed(name, PPL[name].lib.Adversarial(critic), point=np.full((40, 2), 3.0), event=1)
+    e = engine(name, program, {"x": X[:, :2]}, steps=1, precision="32")
+    at = e.weights(e.start()), e.weights(e.advance(e.start(), 0, 1)[0])
+    before, after = ([value for key, value in weights.items() if "mean" in key] for weights in at)
+    mean = before[0]  # NumPyro's starts from the batch by which its shape was found
+    for seen in (X[:40, :2].mean(0), 3.0, 3.0):
+        mean = 0.9 * mean + 0.1 * seen
+    np.testing.assert_allclose(after[0], mean, rtol=1e-4)
+
+
 @pytest.mark.nightly_on("numpyro")
 @both
 def test_fit_builds_a_critic_of_what_is_known_of_the_data(name):

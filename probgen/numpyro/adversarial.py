@@ -89,7 +89,7 @@ class Adversarial(Adversary, Loss):
         elif any(name.startswith("equinox") for name in library):
             critic = jax.vmap(eqx_module(self.name, self.critic))
         elif any(name.startswith("flax") for name in library):
-            critic = flax_module(self.name, self.critic, *seen)
+            critic = flax_module(self.name, self.critic, *seen, mutable=_collections(self.critic, seen))
         else:
             critic = self.critic
         return self.one_each(critic(*seen), len(seen[0]))
@@ -105,7 +105,8 @@ class Adversarial(Adversary, Loss):
         with buffers:
             fake = jax.lax.stop_gradient(self._packed(self._fake(keys[0], params, model, arrays)))
             real = jax.lax.stop_gradient(self._packed(self._real(keys[1], params, guide, arrays)[0]))
-            d_real, d_fake = self._logits(keys[2], params, real), self._logits(keys[2], params, fake)
+            d_real = self._logits(keys[2], params, real)
+            d_fake = self._logits(keys[2], {**params, **buffers.held}, fake)
         total = self._total(model, arrays)
         terms = {"real": d_real, "fake": d_fake, "accuracy": (d_real > d_fake) * 1.0}
         slopes = [p.of_rows(self._slope(p.where, keys, params, real, fake)) for p in self.slopes]
@@ -157,6 +158,7 @@ class Adversarial(Adversary, Loss):
             real, moved = self._real(keys[1], params, guide, arrays)
             d_fake = self._logits(keys[2], params, self._packed(self._fake(keys[0], params, model, arrays)))
             looks = moved or self.losses.paired
+            params = {**params, **buffers.held}
             d_real = self._logits(keys[2], params, self._packed(real)) if looks else jnp.zeros_like(d_fake)
         loss = self._total(model, arrays)(self.losses.program(d_real, d_fake))
         return {"loss": loss, "mutable_state": buffers.held or None}
@@ -178,6 +180,12 @@ class Adversarial(Adversary, Loss):
         """Means over rows as nats of all N rows, which is what an engine divides."""
         rows = rows_of(arrays) * rows_factor(model, rows_of(arrays))
         return lambda values: values.mean() * rows
+
+
+def _collections(critic: Any, seen: Seen) -> list[str] | None:
+    """What a linen module keeps beside its weights, such as the statistics of a BatchNorm."""
+    held = jax.eval_shape(lambda: critic.init(jax.random.key(0), *map(jnp.zeros_like, seen)))
+    return sorted(set(held) - {"params"}) or None
 
 
 def drawn(key: jax.Array, params: Params, model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
