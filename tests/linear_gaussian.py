@@ -93,6 +93,9 @@ class LinearGaussian:
         terms = self._model_terms(arrays, z)
         return {"z": z}, terms["x"] + terms["z"], log_q
 
+    def guided(self, arrays, draws, seed):
+        return self.posterior(arrays, draws, seed)[0]
+
     def _model_terms(self, arrays, z):
         x = normal_log_prob(arrays["x"], z @ self.W.T + self.mean(arrays), self.s).sum(-1)
         return {"x": x, "z": normal_log_prob(z, 0, 1).sum(-1)}
@@ -141,6 +144,9 @@ class NormalMean:
     def posterior(self, arrays, draws, seed):
         log_p = self.log_weights(arrays, draws, seed)
         return {"theta": self.theta(draws, seed)}, log_p, np.zeros_like(log_p)
+
+    def guided(self, arrays, draws, seed):
+        return self.posterior(arrays, draws, seed)[0]
 
     def terms(self, arrays, draws, seed):
         theta, x = self.theta(draws, seed), self.log_weights(arrays, draws, seed)

@@ -46,6 +46,9 @@ class LinearTrained:
         noise = np.random.default_rng(seed).normal(size=(draws, *mean.shape))
         return {"z": mean + noise @ np.linalg.cholesky(self.covariance).T}, None, None
 
+    def guided(self, arrays, draws, seed):
+        return self.posterior(arrays, draws, seed)[0]
+
     def reconstruct(self, arrays, seed):
         return {"x": self._mean(self.posterior(arrays, 1, seed)[0]["z"][0])}
 

@@ -67,7 +67,7 @@ def estimator(evaluation: Mapping[str, Any], trained: Any) -> str:
 def _solves(trained: Any) -> bool:
     """Whether the density is that of a continuous flow, which a solver integrates."""
     networks = [network for network in trained.modules.values() if hasattr(network, "modules")]
-    return any(type(part).__name__ == "ContinuousFlow" for network in networks for part in network.modules())
+    return any(getattr(part, "integrates", False) for network in networks for part in network.modules())
 
 
 def why_none(evaluation: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ class ActiveUnits:
             return
         moments = {site: Spread() for site in self.sites}
         for size, seed in batch.draws(self.draws, self.particles, PLACE):
-            values = self.trained.posterior(batch.arrays, size, seed)[0]
+            values = self.trained.guided(batch.arrays, size, seed)
             for site in self.sites:
                 moments[site].add(values[site])
         self.rows += len(batch)

@@ -50,6 +50,10 @@ def written_back(graph: GraphModule, count: int) -> None:
 def lowered(graph: GraphModule, inputs: Sequence[Tensor], cuda: bool = False) -> Callable[..., Sequence[Tensor]]:
     """The graph compiled by Inductor, with eager's own random stream; on CUDA replayed as a CUDA graph."""
     config = {"fallback_random": True, "triton.cudagraphs": cuda}
+    if (
+        not cuda
+    ):  # channels last, at which Inductor guesses, is slower on CPUs for a convolution and its gradient in one graph
+        config["layout_optimization"] = False
     count = len(graph.graph.output_node().args[0])
     unused = _draws_kept(graph)
     with torch.random.fork_rng(), torch.no_grad():

@@ -36,6 +36,8 @@ class ContinuousFlow(Bijection):
         Of the error of such a method, absolute and relative.
     """
 
+    integrates = True  # its density is a solver's
+
     def __init__(
         self,
         field: Field,
