@@ -19,7 +19,7 @@ from probgen.compare.terminal import printed
 MODELS = {
     "fvsbn": ({}, 0.25),
     "made": ({}, 0.1),
-    "gmm": ({"components": 10}, None),  # EM: until it has converged
+    "gmm": ({"components": 5}, None),  # EM: until it has converged; more components overfit
     "vae": ({}, 0.25),
     "hvae": ({}, 0.25),
     "realnvp": ({}, 0.1),
