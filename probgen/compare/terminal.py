@@ -39,11 +39,16 @@ def _printed(part: str, columns: list[Column], rows: list[list[Cell]], shown: li
     widest = min(16, max((len(line.text) for cells in rows for line in cells[0]), default=0))
     for i in shown:
         below = f"\n[dim]{literal(columns[i].below)}[/]" if columns[i].below else ""
-        options = {"style": "bold", "min_width": widest} if i == 0 else {}
+        options = {"style": "bold", "min_width": widest} if i == 0 else {"min_width": _longest_word(rows, i)}
         table.add_column("" if i == 0 else literal(columns[i].head) + below, overflow="fold", **options)
     for cells in rows:
         table.add_row(*[_text(cells[i]) for i in shown])
     return table
+
+
+def _longest_word(rows: list[list[Cell]], i: int) -> int:
+    texts = [text for cells in rows for line in cells[i] for text in (line.text, *line.below)]
+    return min(20, max((len(word) for text in texts for word in text.split()), default=0))
 
 
 def _text(cell: Cell) -> str:
