@@ -1,4 +1,4 @@
-"""Models of eight families on the digits in one table: `probgen.compare`, and the page it writes.
+"""Models of nine families on the digits in one table: `probgen.compare`, and the page it writes.
 
     likelihoods by what they are of: bits, dequantised values, whole numbers;   samples against held-out rows;   costs
 

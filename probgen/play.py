@@ -58,6 +58,15 @@ PLAYS = (Extragradient, Simultaneous, Optimistic)
 
 def play_of(choice: Any) -> tuple[str, Any]:
     """The name of a play and the optimizer inside it; "in turn" and the choice itself where there is none."""
+    name, inner = _parted(choice)
+    if name != IN_TURN and _parted(inner)[0] != IN_TURN:
+        raise ProbgenError(
+            f"`optimizer`: {choice!r} is a way to play inside another: give {name} an optimizer, such as 'adam'"
+        )
+    return name, inner
+
+
+def _parted(choice: Any) -> tuple[str, Any]:
     if isinstance(choice, PLAYS):
         return choice.name, choice.optimizer
     if isinstance(choice, str):

@@ -816,12 +816,11 @@ def test_packing_works_with_a_critic_of_every_make(name):
 @pytest.mark.nightly_on("numpyro")
 @both
 def test_validation_rows_need_not_be_a_multiple(name):
-    """An ELBO with a packed critic beside it is validated on whatever rows are there: 51 here, of which pac is no divisor."""
+    """A packed critic is looked at on whatever rows are there: 51 here, of which pac is no divisor."""
     program, _ = game(name, "elbo", critic_inputs=6, pac=2)
-    data = probgen.load_data(np.random.default_rng(0).normal(size=(510, 3)).astype("f4"), split=(0.8, 0.1, 0.1))
-    assert len(data.valid) % 2 == 1
-    run = probgen.fit(program, data, steps=2, batch_size=8, compile=False, progress=False)
-    assert np.isfinite(run.metrics["valid_loss"]).any()
+    rows = np.random.default_rng(0).normal(size=(51, 3))
+    e = engine(name, program, {"x": rows}, 8)
+    assert np.isfinite(e.loss_on(e.start(), [{"x": rows}]))
 
 
 # -- mutual information -----------------------------------------------------------------------------------------------
@@ -1196,6 +1195,15 @@ ARGUMENTS = {
     "pac": (lambda m: m.Adversarial(critic_of_x, pac=1.5), "`pac` is 1.5"),
     "sites": (lambda m: m.Adversarial(critic_of_x, ()), "name what the critic sees"),
     "sites twice": (lambda m: m.Adversarial(critic_of_x, ("x", "x")), "each once"),
+    "no list": (lambda m: m.Adversarial(critic_of_x, 1), "`sites` is 1"),
+    "no penalties": (lambda m: m.Adversarial(critic_of_x, penalties=None), "`penalties` is None"),
+    "a class": (lambda m: m.Adversarial(dict), "`critic` is <class 'dict'>"),
+    "objectives": (lambda m: m.Adversarial(critic_of_x, objective=["hinge"]), "objective=['hinge'] is none of"),
+    "name": (lambda m: m.Adversarial(critic_of_x, name="program"), "other than 'program'"),
+    "two names": (
+        lambda m: m.Adversarial(critic_of_x) + 2 * m.Adversarial(critic_of_x),
+        "two critics are named 'critic'",
+    ),
     "weight": (lambda m: GradientPenalty(0.0), "`weight` is 0.0"),
     "R1": (lambda m: R1(-1.0), "R1: `weight` is -1.0"),
     "R2": (lambda m: R2(float("nan")), "R2: `weight` is nan"),
@@ -1262,6 +1270,65 @@ def test_programs_that_are_refused(name, case):
     with pytest.raises(ProbgenError) as error:
         engine(name, Program(model, guide, by=make(PPL[name].lib, critic)), arrays, 8)
     assert said in str(error.value) and str(error.value).count(". ") == 0
+
+
+OTHER = {
+    "the array alone": (lambda lib, c: lib.Adversarial(c, ("images",)), "the program draws none of 'images'"),
+    "the site alone": (lambda lib, c: lib.Adversarial(c), "no array bears the name of the site 'x'"),
+    "information": (lambda lib, c: lib.MutualInformation("z"), "no array bears the name of the site 'x'"),
+}
+
+
+@both
+@pytest.mark.parametrize("case", OTHER)
+def test_an_array_of_another_name_than_its_site_is_refused(name, case):
+    """Real rows that are the fake ones, no real rows, and a guide that would be shown data for draws."""
+    P, D, array = PPL[name].P, PPL[name].D, PPL[name].array
+
+    def model(images):
+        with P.plate("data", len(images)):
+            z = P.sample("z", D.Normal(array(np.zeros(3)), 1.0).to_event(1))
+            P.sample("x", D.Delta(z * param(name, "g", 1.0), event_dim=1), obs=images)
+
+    def guide(images):
+        with P.plate("data", len(images)):
+            P.sample("z", D.Normal(images * param(name, "q", 1.0), 1.0).to_event(1))
+
+    def critic(seen):
+        return seen.sum(-1) * param(name, "w", 1.0)
+
+    make, said = OTHER[case]
+    with pytest.raises(ProbgenError, match=said):
+        engine(name, Program(model, guide, by=make(PPL[name].lib, critic)), {"images": X}, 8)
+
+
+@both
+def test_pac_counts_rows_and_not_the_plates_beside_them(name):
+    P, D, array = PPL[name].P, PPL[name].D, PPL[name].array
+
+    def model(x):
+        with P.plate("data", len(x), dim=-1):
+            with P.plate("beside", 3, dim=-2):
+                P.sample("z", D.Normal(array(0.0), 1.0))
+            P.sample("x", D.Normal(array(np.zeros(3)), param(name, "s", 1.0)).to_event(1), obs=x)
+
+    def critic(x):
+        return x.sum(-1) * param(name, "w", 1.0)
+
+    engine(name, Program(model, by=PPL[name].lib.Adversarial(critic, pac=2)), {"x": X}, 8)
+
+
+def test_a_critic_may_be_flat_in_what_it_sees():
+    """A label that is compared only has no gradient, and counts as zero in the slope."""
+    by = probgen.pyro.Adversarial(lambda x, y: x.sum(-1) * param("pyro", "w", 2.0) + (y > 0), penalties=R1(1.0))
+    seen = torch.ones(4, 3), torch.ones(4)
+    pyro.clear_param_store()
+    assert by._slope("real", seen, seen).tolist() == [12.0] * 4
+
+
+def test_patience_without_a_validation_loss_is_refused():
+    with pytest.raises(ProbgenError, match="`patience` waits for a better validation loss, and this loss has none"):
+        probgen.fit(probgen.load("gan", "ring"), "ring", steps=1, patience=3, progress=False)
 
 
 @both

@@ -5,6 +5,7 @@ import pytest
 
 import probgen
 from probgen import Extragradient, Optimistic, ProbgenError, Program, Simultaneous
+from probgen.play import play_of
 from probgen.program import Player
 
 ETA, STEPS = 0.1, 20
@@ -154,3 +155,11 @@ def test_compiled_plays_are_the_eager_ones():
     for ours, theirs in zip(graph(*inputs), (*after.values(), *metrics.values()), strict=True):
         np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=1e-6)
     assert names == list(metrics)
+
+
+@pytest.mark.parametrize(
+    "choice", [Extragradient(Optimistic()), "extragradient-optimistic-adam", "optimistic-extragradient-sgd"]
+)
+def test_a_play_inside_a_play_is_refused(choice):
+    with pytest.raises(ProbgenError, match="is a way to play inside another"):
+        play_of(choice)

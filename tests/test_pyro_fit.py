@@ -359,13 +359,16 @@ def test_a_fit_starts_without_running_its_program_on_all_rows(tmp_path):
     def model(x):
         seen.append(len(x))
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            z = torch.zeros(len(x))
+            for t in range(40):
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
         loc = pyro.param("loc", torch.tensor(0.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc * x, 1.0))
+            for t in range(40):
+                pyro.sample(f"z_{t}", dist.Normal(loc * x, 1.0))
 
     np.savez(tmp_path / "rows.npz", x=reals(20_000, 1)["x"][:, 0])
     data = probgen.load_data(tmp_path / "rows.npz")
@@ -373,3 +376,18 @@ def test_a_fit_starts_without_running_its_program_on_all_rows(tmp_path):
     held = len(run.data.valid)
     assert held > 1500
     assert 64 < sum(seen) - held < 9 * 64  # the held-out rows once, for their loss after the step
+
+
+def test_held_out_rows_outside_bounds_that_are_tensors(tmp_path):
+    """The bounds of a mixture's parts lie two constraints deep, and are judged anew for held-out rows."""
+
+    def model(x):
+        weights = pyro.param("w", torch.zeros(2))
+        parts = dist.Uniform(torch.zeros(2, 1), torch.ones(2, 1)).to_event(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=weights), parts), obs=x)
+
+    inside = np.full((40, 1), 0.5, np.float32)
+    np.savez(tmp_path / "rows.npz", x_train=inside, x_valid=np.full((8, 1), -5, np.float32), x_test=inside[:8])
+    with pytest.raises(ProbgenError, match=r"\(valid\): the array 'x' holds -5, outside the support"):
+        probgen.fit(Program(model, by=ELBO()), probgen.load_data(tmp_path / "rows.npz"), steps=1, batch_size=8, **QUIET)

@@ -7,7 +7,7 @@ import pytest
 
 import probgen
 from probgen.errors import ProbgenError
-from probgen.evaluate.quality import frechet, mmd2, sliced_wasserstein
+from probgen.evaluate.quality import frechet, mmd2, quality, sliced_wasserstein
 
 
 def normal(n, mean, scale, seed):
@@ -57,3 +57,14 @@ def test_quality_tells_good_from_bad():
 def test_sets_that_do_not_compare_are_refused():
     with pytest.raises(ProbgenError, match=r"ten rows or more of one shape"):
         probgen.quality(np.zeros((20, 2)), np.zeros((20, 3)), np.zeros((20, 2)))
+
+
+def test_rows_that_are_not_finite_and_labels_that_do_not_fit_are_refused():
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    lost = np.where(np.arange(120).reshape(40, 3) == 7, np.nan, rows)
+    with pytest.raises(ProbgenError, match="1 of 40 rows of samples are not finite"):
+        quality(lost, rows, rows)
+    with pytest.raises(ProbgenError, match="39 `labels` of 40 rows"):
+        quality(rows, rows, rows, labels=np.arange(39) % 2)
+    with pytest.raises(ProbgenError, match="ten rows or more of each class"):
+        quality(rows, rows, rows, labels=np.arange(40) == 0)

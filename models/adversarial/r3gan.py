@@ -8,7 +8,7 @@
 The relativistic loss asks that real rows look realer than fake ones, pair by pair, and with penalties on both sides training
 converges locally; so it needs no tricks. G and D mirror each other: residual blocks without normalisation, whose last layer
 starts at zero, so that all of them start as the identity (Fixup); the other layers of the L blocks of a network start L^(−1/4)
-smaller. Adam has no momentum, and samples are drawn with averaged weights.
+smaller, those of dense blocks, two layers each, L^(−1/2). Adam has no momentum, and samples are drawn with averaged weights.
 
 The blocks of vectors are dense, those of images [H, W] or [H, W, C] 1×1, grouped 3×3 and 1×1 convolutions at a quarter, half
 and all of the size. The paper lets γ and β₂ go, 10 times down and from 0.9 to 0.99; here they stay.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-WON, LOST, GROWN = 0.98, 0.52, 20.0
+WON, LOST, BEHIND, GROWN = 0.98, 0.52, 0.4, 20.0
 
 
 def signs(metrics: Mapping[str, Sequence[float]]) -> list[str]:
@@ -16,10 +16,19 @@ def signs(metrics: Mapping[str, Sequence[float]]) -> list[str]:
         if not (name.startswith("term/") and name.endswith("_accuracy")):
             continue
         critic, late = name.removeprefix("term/").removesuffix("_accuracy"), _late(metrics[name])
-        if late > WON:
+        if not np.isfinite(late):
+            said.append(
+                f"{critic} gives no number at the end: the two players have diverged; try a lower lr and a penalty"
+            )
+        elif late > WON:
             said.append(
                 f"{critic} tells real rows from fake ones {late:.0%} of the time at the end, so the program has little to learn "
                 "from: try R1, R2 or a GradientPenalty, a lower lr for it, or the objective 'wasserstein' or 'relativistic'"
+            )
+        elif late < BEHIND:
+            said.append(
+                f"{critic} is right {late:.0%} of the time at the end, less than by chance: it is behind the program; try a higher lr "
+                "for it, or more critic_steps"
             )
         elif late < LOST:
             said.append(

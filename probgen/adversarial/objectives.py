@@ -99,7 +99,7 @@ def objective_of(choice: Any) -> Objective:
     """
     if isinstance(choice, Objective):
         return choice
-    if choice in OBJECTIVES:
+    if isinstance(choice, str) and choice in OBJECTIVES:
         return OBJECTIVES[choice]
     raise ProbgenError(
         f"Adversarial: objective={choice!r} is none of {', '.join(OBJECTIVES)}{did_you_mean(str(choice), OBJECTIVES)}; one of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,18 +31,22 @@ class Adversary:
     validates = False  # what the program fools is another critic after every step
 
     def __post_init__(self) -> None:
-        if not callable(self.critic):
+        if not callable(self.critic) or inspect.isclass(self.critic):
             raise ProbgenError(
                 f"Adversarial: `critic` is {self.critic!r}: give a network, a function of the arrays it sees, or a function of "
                 "`spec` that builds one"
             )
-        sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
-        penalties = (self.penalties,) if isinstance(self.penalties, PENALTIES) else tuple(self.penalties)
+        if not isinstance(self.name, str) or self.name in ("", "program"):
+            raise ProbgenError(f"Adversarial: `name` is {self.name!r}: name the critic's player, other than 'program'")
+        sites = (self.sites,) if isinstance(self.sites, str) else _several("sites", self.sites)
+        penalties = (
+            (self.penalties,) if isinstance(self.penalties, PENALTIES) else _several("penalties", self.penalties)
+        )
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "penalties", penalties)
         objective_of(self.objective)
         refuse_not_whole("Adversarial", 1, critic_steps=self.critic_steps, pac=self.pac)
-        if not sites or len(set(sites)) < len(sites):
+        if not sites or not all(isinstance(site, str) for site in sites) or len(set(sites)) < len(sites):
             raise ProbgenError(f"Adversarial: `sites` is {sites!r}: name what the critic sees, each once")
         for penalty in penalties:
             if not isinstance(penalty, PENALTIES):
@@ -121,7 +125,13 @@ class Adversary:
 
     def check(self, structure: Structure) -> None:
         """Every site is drawn, row by row, in a way that its gradient goes through."""
-        for rows in [site.shape[0] for site in structure.model.values() if site.local][:1]:
+        if not any(name in structure.model or name in structure.guide for name in self.sites):
+            raise ProbgenError(
+                f"Adversarial: the program draws none of {', '.join(map(repr, self.sites))}, so real and fake rows would be one: "
+                f"name a site among {', '.join(structure.model)}"
+            )
+        plates = [plate for site in structure.model.values() for plate in site.plates if plate.data]
+        for rows in [plate.size for plate in plates][:1]:
             if rows % self.pac:
                 raise ProbgenError(
                     f"Adversarial: pac={self.pac} rows are judged at once, and a batch has {rows}: give a batch_size that is "
@@ -133,6 +143,15 @@ class Adversary:
                 there = ", ".join([*structure.latents, *structure.observed, *structure.arrays])
                 raise ProbgenError(
                     f"Adversarial: the program has no site or array {name!r} for the critic to see; it has {there}"
+                )
+            if (
+                site is not None
+                and site.role == "observed"
+                and not {name} & (set(structure.arrays) | set(structure.guide))
+            ):
+                raise ProbgenError(
+                    f"Adversarial: no array bears the name of the site {name!r}, so its real rows are not known: name array and "
+                    "site alike"
                 )
             if site is not None and not site.local:
                 raise ProbgenError(
@@ -165,6 +184,20 @@ class Adversary:
         return any(name in guide for name in self.sites)
 
 
+def refuse_one_name(losses: Iterable[Any]) -> None:
+    """Refuse two critics of one name in a sum: players of one name are one."""
+    names = [loss.name for loss in losses if isinstance(loss, Adversary)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ProbgenError(f"two critics are named {name!r}: give one of the Adversarial losses another `name`")
+
+
+def _several(argument: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, tuple | list):
+        raise ProbgenError(f"Adversarial: `{argument}` is {values!r}: give one, or a list of them")
+    return tuple(values)
+
+
 @dataclass(frozen=True)
 class Information:
     """The arguments of `MutualInformation`: the latent that the guide finds in draws of the model."""
@@ -172,9 +205,16 @@ class Information:
     site: str = "c"
 
     needs_guide = False
+    validates = False  # the draws that it looks at change with every step
 
     def check(self, structure: Structure) -> None:
-        """The model and the guide both draw it, row by row."""
+        """The model and the guide both draw it, row by row, and the guide can be shown draws of the data."""
+        for name in structure.observed:
+            if name not in structure.arrays:
+                raise ProbgenError(
+                    f"MutualInformation: no array bears the name of the site {name!r}, so the guide cannot be shown its draws: "
+                    "name array and site alike"
+                )
         if self.site not in structure.latents or self.site not in structure.guide:
             raise ProbgenError(
                 f"MutualInformation: {self.site!r} is no latent that model and guide both draw: name one of "

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ProbgenError
+from probgen.evaluate.finite import refuse_not_finite
 
 SUMS_TO_ONE = 1e-5  # what a float32 softmax of many classes keeps
 LARGE = 20_000  # entries of a plan from which POT's network simplex pays for its import
@@ -237,6 +238,8 @@ def c2st(x: Any, y: Any, seed: int = 0, folds: int = 5) -> tuple[float, float]:
         raise ProbgenError(
             f"c2st compares sets of rows of one shape, {10 * folds} rows or more, and these have {shapes}"
         )
+    for name, s in zip("xy", sets, strict=True):
+        refuse_not_finite(s, name)
     rows = np.concatenate([s[np.random.default_rng(seed).permutation(len(s))[:n]] for s in sets])
     rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-12)
     options = {"alpha": 1e-2, "learning_rate_init": 1e-2, "early_stopping": True, "n_iter_no_change": 30}

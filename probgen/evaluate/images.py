@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ProbgenError
+from probgen.evaluate.finite import refuse_not_finite
 from probgen.extras import need
 
 DIM = 64  # integers that are nowhere brighter have hardly 255 for white
@@ -244,7 +245,7 @@ def _pairs(x: Any, y: Any, top: float | None) -> tuple[np.ndarray, np.ndarray]:
         raise ProbgenError(
             f"images are compared pair by pair, and these sets have shapes {np.shape(x)} and {np.shape(y)}"
         )
-    if top is None and np.asarray(x).dtype.kind != np.asarray(y).dtype.kind:
+    if top is None and (np.asarray(x).dtype.kind in "iu") != (np.asarray(y).dtype.kind in "iu"):
         kinds = f"{np.asarray(x).dtype} and {np.asarray(y).dtype}"
         raise ProbgenError(f"images of {kinds} have two ranges, 0 to 255 and 0 to 1: bring both to one")
     brightest = max(np.max(x, initial=0), np.max(y, initial=0))
@@ -282,6 +283,8 @@ def _features(x: Any, y: Any, caller: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ProbgenError(f"{caller} compares features [N, D] of one network, and these have {x.shape} and {y.shape}")
+    for features, name in ((x, "the first features"), (y, "the second features")):
+        refuse_not_finite(features, name)
     return x, y
 
 

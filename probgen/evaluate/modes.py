@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ProbgenError, did_you_mean
+from probgen.evaluate.finite import refuse_not_finite
 
 
 def mode_coverage(
@@ -127,7 +128,5 @@ def _rows(values: Any, dimensions: int, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or values.shape[1] != dimensions or len(values) < 2:
         raise ProbgenError(f"{name} has shape {values.shape}, and the modes want two rows or more, [N, {dimensions}]")
-    lost = int((~np.isfinite(values)).any(1).sum())
-    if lost:
-        raise ProbgenError(f"{lost} of {len(values)} rows of {name} are not finite: the sampler has diverged")
+    refuse_not_finite(values, name)
     return values

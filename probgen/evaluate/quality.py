@@ -1,4 +1,5 @@
-r"""Distances between samples and data: what likelihoods do not say. None is zero between real and real.
+r"""Distances between samples and data: what likelihoods do not say. All but MMD² and KID are above zero between
+real and real too; these two are zero there in the mean, and may be below.
 
 .. math::
     \text{sliced Wasserstein:}\ \operatorname{E}_{\theta} W_1(\theta^\top x, \theta^\top y), \qquad
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ProbgenError
+from probgen.evaluate.finite import refuse_not_finite
 
 DIRECTIONS = 500
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in units of the median distance
@@ -44,6 +46,13 @@ def quality(
     if len({s.shape[1] for s in sets}) > 1 or n < 10:
         shapes = ", ".join(str(np.shape(s)) for s in (samples, real, other))
         raise ProbgenError(f"quality compares sets of ten rows or more of one shape, and these have {shapes}")
+    for name, rows_ in zip(("samples", "real", "other"), sets, strict=True):
+        refuse_not_finite(rows_, name)
+    if labels is not None and (len(labels) != len(sets[2]) or np.unique(labels, return_counts=True)[1].min() < 10):
+        raise ProbgenError(
+            f"quality: {len(labels)} `labels` of {len(sets[2])} rows of `other`: give one for each row, and ten rows or more of "
+            "each class"
+        )
     drawn, true, again = (s[np.random.default_rng(seed).permutation(len(s))[:n]] for s in sets)
     width = _median_distance(true)
     found = {}
@@ -96,7 +105,7 @@ def classifier_features(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Any:
     """
     from sklearn.neural_network import MLPClassifier
 
-    center, scale = x.mean(), x.std()
+    center, scale = x.mean(), x.std() or 1.0
     network = MLPClassifier((64,), max_iter=300, random_state=seed, early_stopping=True).fit((x - center) / scale, y)
     weights, bias = network.coefs_[0], network.intercepts_[0]
     return lambda rows: np.maximum((rows - center) / scale @ weights + bias, 0)

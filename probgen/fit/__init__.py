@@ -177,6 +177,7 @@ class _Fit:
         self.per_epoch = max(1, self.feed.steps_per_epoch // getattr(self.engine, "batches_per_step", 1))
         with self._told():
             self.validation = self._validation()
+            self._refuse_patience()
             self._refuse_batch_long()
         self.progress = Progress(program.origin.name, options.steps, progress)
         self.rows: list[dict[str, Any]] = []
@@ -198,6 +199,15 @@ class _Fit:
         for arrays in batches:
             refuse_outside(self.engine, arrays, where)
         return batches
+
+    def _refuse_patience(self) -> None:
+        if self.options.patience is not None and not self.validation:
+            why = (
+                "the data have no rows for validation"
+                if getattr(self.engine, "validates", True)
+                else "this loss has none"
+            )
+            raise ProbgenError(f"`patience` waits for a better validation loss, and {why}: leave it out")
 
     def _refuse_batch_long(self) -> None:
         """A parameter with a value for each row of a batch fits no other batch, nor the run when it is reopened."""

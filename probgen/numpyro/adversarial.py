@@ -108,7 +108,7 @@ class Adversarial(Adversary, Loss):
             d_real = self._logits(keys[2], params, real)
             d_fake = self._logits(keys[2], {**params, **buffers.held}, fake)
         total = self._total(model, arrays)
-        terms = {"real": d_real, "fake": d_fake, "accuracy": (d_real > d_fake) * 1.0}
+        terms = {"real": d_real, "fake": d_fake, "accuracy": (1 + jnp.sign(d_real - d_fake)) / 2}
         slopes = [p.of_rows(self._slope(p.where, keys, params, real, fake)) for p in self.slopes]
         loss = sum(slopes, self.losses.critic(d_real, d_fake))
         if slopes:
@@ -198,8 +198,8 @@ def drawn(key: jax.Array, params: Params, model: Model, arrays: Mapping[str, jax
 class MutualInformation(Information, Loss):
     """−E[log q(c | x) − log p(c)], (c, x) ~ p: the guide finds the latent c in draws of the model, and the model lets it.
 
-    Minus a lower bound of the mutual information of c and x, which is never above the entropy of c (InfoGAN, where the guide
-    is Q); with all of z in the place of c, the reconstruction of noise of VEEGAN. Draws of x must be reparametrised.
+    Minus a lower bound of the mutual information of c and x (InfoGAN, where the guide is Q), which of a discrete c is never
+    above its entropy; with all of z in the place of c, the reconstruction of noise of VEEGAN. Draws of x must be reparametrised.
 
     References:
         | InfoGAN (Chen et al., 2016), arXiv:1606.03657;   VEEGAN (Srivastava et al., 2017), arXiv:1705.07761

@@ -100,7 +100,7 @@ class Adversarial(Adversary, Loss):
             fake, real = (self._packed(_as_float(s)) for s in (self._fake(model, arrays), self._real(guide, arrays)[0]))
         d_real, d_fake = self._logits(real), self._logits(fake)
         own, total = self.losses.critic(d_real, d_fake), self._total(arrays)
-        terms = {"real": d_real, "fake": d_fake, "accuracy": ((d_real > d_fake) * 1.0)}
+        terms = {"real": d_real, "fake": d_fake, "accuracy": (1 + torch.sign(d_real - d_fake)) / 2}
         slopes = [p.of_rows(self._slope(p.where, real, fake)) for p in self.slopes]
         loss = sum(slopes, own)
         if slopes:
@@ -115,7 +115,8 @@ class Adversarial(Adversary, Loss):
         by = [x.detach().requires_grad_() if x.is_floating_point() else x for x in seen]
         with torch.enable_grad():
             d = self._logits(tuple(by)).sum()
-            slopes = torch.autograd.grad(d, [x for x in by if x.requires_grad], create_graph=True)
+            moving = [x for x in by if x.requires_grad]
+            slopes = torch.autograd.grad(d, moving, create_graph=True, allow_unused=True, materialize_grads=True)
         return sum(rows_sum(slope**2) for slope in slopes)
 
     @staticmethod
@@ -170,8 +171,8 @@ def _as_float(seen: Seen) -> Seen:
 class MutualInformation(Information, Loss):
     """−E[log q(c | x) − log p(c)], (c, x) ~ p: the guide finds the latent c in draws of the model, and the model lets it.
 
-    Minus a lower bound of the mutual information of c and x, which is never above the entropy of c (InfoGAN, where the guide
-    is Q); with all of z in the place of c, the reconstruction of noise of VEEGAN. Draws of x must be reparametrised.
+    Minus a lower bound of the mutual information of c and x (InfoGAN, where the guide is Q), which of a discrete c is never
+    above its entropy; with all of z in the place of c, the reconstruction of noise of VEEGAN. Draws of x must be reparametrised.
 
     References:
         | InfoGAN (Chen et al., 2016), arXiv:1606.03657;   VEEGAN (Srivastava et al., 2017), arXiv:1705.07761

@@ -13,6 +13,7 @@ import torch
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from probgen.adversarial.settings import refuse_one_name
 from probgen.errors import ProbgenError
 from probgen.program import Player, Program, Structure, arguments, shared
 from probgen.schedules import value_at
@@ -74,6 +75,7 @@ class Sum(Loss):
             for c, loss in parts
             for d, inner in (loss.parts if isinstance(loss, Sum) else ((1.0, loss),))
         )
+        refuse_one_name(loss for _, loss in self.parts)
 
     @property
     def needs_guide(self) -> bool:
@@ -82,8 +84,8 @@ class Sum(Loss):
 
     @property
     def validates(self) -> bool:
-        """Whether a part does."""
-        return any(loss.validates for _, loss in self.parts)
+        """Whether every part does: a sum is judged as a whole."""
+        return all(loss.validates for _, loss in self.parts)
 
     def built(self, spec: Mapping[str, Any], seed: int = 0) -> Sum:
         """Every part with the networks that it builds of `spec`."""

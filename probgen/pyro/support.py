@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from probgen.errors import ProbgenError
 from probgen.flow_shapes import outside_the_base
@@ -60,11 +61,19 @@ def refuse_rows(judged: Mapping[str, tuple[str, Any]], rows: Mapping[str, Tensor
 def _same_for_all_rows(site: Mapping[str, Any]) -> bool:
     """Whether a site's support is a constant; that of a flow's base is reached through its network."""
     try:
-        support = site["fn"].support
+        return not isinstance(site["fn"], Flow) and not _has_tensors(site["fn"].support)
     except NotImplementedError:
         return True  # it does not say where it lives, of no row
-    bounds = vars(getattr(support, "base_constraint", support)).values()
-    return not isinstance(site["fn"], Flow) and not any(isinstance(bound, Tensor) for bound in bounds)
+
+
+def _has_tensors(support: Any) -> bool:
+    """Whether a constraint, or one inside it, has bounds that are tensors: those of one batch."""
+    inside = [
+        part for value in vars(support).values() for part in (value if isinstance(value, list | tuple) else [value])
+    ]
+    return any(
+        isinstance(part, Tensor) or (isinstance(part, constraints.Constraint) and _has_tensors(part)) for part in inside
+    )
 
 
 def _observed(model: Callable, guide: Callable, batch: Mapping[str, Tensor], seed: int) -> dict[str, dict]:

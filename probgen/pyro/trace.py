@@ -26,7 +26,7 @@ from probgen.program import Plate, Program, Site, Structure, arguments, rows_of
 from probgen.refusals import enumerable, refuse_local_autoguide, refuse_self_subsampling
 from probgen.supports import refuse_shape
 
-_FEW = 8  # rows that are enough to see what depends on what
+_LONG, _FEW = 32, 8  # a program of more sites, which may each be a deep network, is looked at with so few rows
 
 
 def bound(fn: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -160,14 +160,14 @@ def plan_structure(
 def _structure(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], seed: int
 ) -> tuple[Structure, tuple[poutine.Trace, poutine.Trace], Callable[[Any], Any]]:
-    """The structure, the two traces it was read from, and what cuts an array to the rows that are enough to look at."""
+    """The structure, the two traces it was read from, and what cuts an array to the rows that are looked at."""
     q, p = _run_pair(model, guide, args, kwargs, seed)
     for name, site in p.nodes.items():
         if is_sample(site) and site["is_observed"] and isinstance(site["value"], Tensor):
             refuse_shape(name, tuple(site["value"].shape), tuple(site["fn"].shape()), site["fn"].event_dim)
     few = _few(args, kwargs)
     data_plates, follow, shorter = _data_plates(model, guide, args, kwargs, _frames(q) | _frames(p), few, seed)
-    few = few if shorter else _unchanged
+    few = few if shorter and sum(map(is_sample, p.nodes.values())) > _LONG else _unchanged
     with forked(seed):
         found = get_dependencies(model, tuple(map(few, args)), _each(few, kwargs))["prior_dependencies"]
     parents = {name: tuple(u for u in upstream if u != name) for name, upstream in found.items()}
