@@ -383,11 +383,11 @@ def test_held_out_rows_outside_bounds_that_are_tensors(tmp_path):
 
     def model(x):
         weights = pyro.param("w", torch.zeros(2))
-        parts = dist.Uniform(torch.zeros(2, 1), torch.ones(2, 1)).to_event(1)
+        parts = dist.Uniform(torch.zeros(len(x), 2, 1), torch.ones(len(x), 2, 1)).to_event(1)
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=weights), parts), obs=x)
 
     inside = np.full((40, 1), 0.5, np.float32)
-    np.savez(tmp_path / "rows.npz", x_train=inside, x_valid=np.full((8, 1), -5, np.float32), x_test=inside[:8])
+    np.savez(tmp_path / "rows.npz", x_train=inside, x_valid=np.full((5, 1), -5, np.float32), x_test=inside[:8])
     with pytest.raises(ProbgenError, match=r"\(valid\): the array 'x' holds -5, outside the support"):
         probgen.fit(Program(model, by=ELBO()), probgen.load_data(tmp_path / "rows.npz"), steps=1, batch_size=8, **QUIET)
